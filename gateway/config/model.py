@@ -1,0 +1,62 @@
+"""A loaded configuration: what the operator runs (settings) and what is for sale (catalog)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gateway.domain.plans import Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    name: str
+    dialect: Literal["anthropic", "openai"]
+    url: str  # no trailing slash
+    keys: tuple[str, ...]  # non-empty ones only; no key = off
+    output_field: str | None = None
+    insecure: bool = False
+
+    @property
+    def on(self) -> bool:
+        return bool(self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    listen: Address
+    admin: Address
+    admin_token: str
+    workers: int  # 0 = one per core
+    secret: str  # "" = made once in the data folder
+    lease_s: float
+    connect_s: float
+    first_byte_s: float
+    idle_s: float
+    drain_s: float
+    grace_s: float
+    body_max_bytes: int
+    redis: str  # "embedded" or a URL
+    database: str  # "embedded" or a URL
+    upstreams: Mapping[str, Upstream]
+    quota_status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    settings: Settings
+    catalog: Catalog
+    version: str  # hash of the file's content
+    path: Path

@@ -1,0 +1,116 @@
+"""Who calls and who pays: account → team → user → key, and what an account holds. Pure data; times are Unix ms (UTC)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.domain.periods import Period
+
+
+class AccountStatus(StrEnum):
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+class SubscriptionStatus(StrEnum):
+    TRIALING = "trialing"
+    ACTIVE = "active"
+    PAST_DUE = "past_due"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+    @property
+    def usable(self) -> bool:
+        return self in (SubscriptionStatus.TRIALING, SubscriptionStatus.ACTIVE, SubscriptionStatus.PAST_DUE)
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """An account's place on a plan. ``period_ends_at_ms`` 0 = never (period: once)."""
+
+    id: str
+    plan: str
+    plan_version: str
+    status: SubscriptionStatus
+    anchor_at_ms: int
+    period_starts_at_ms: int
+    period_ends_at_ms: int
+    trial_ends_at_ms: int  # 0 = no trial
+    cancel_at_period_end: bool = False
+    terms: Mapping[str, object] = field(default_factory=dict)  # custom allowance, price, entitlements
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A ceiling of a team, user or key in a meter, per period. ``number`` is dense per account."""
+
+    number: int
+    scope: str  # team | user | key
+    scope_id: str
+    meter: str
+    amount: int
+    period: Period
+    anchor_at_ms: int
+    time_zone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    id: str
+    name: str
+    external_id: str | None
+    email: str | None
+    status: AccountStatus
+    rev: int  # grows with every change that a cached caller must see
+    subscription: Subscription
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A key and the account it acts for, as authenticated. A service key has no account of its own."""
+
+    key_id: str
+    account: Account | None
+    team_id: str | None
+    user_id: str | None
+    budgets: tuple[Budget, ...]  # of the account: whoever calls picks those of its scopes
+    expires_at_ms: int = 0  # of the key; 0 = never
+    service: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GrantState:
+    """An open grant with the sum of charges on it."""
+
+    id: str
+    number: int  # dense per account, older = smaller
+    wallet: str
+    amount: int
+    source: str  # plan | trial | package | bonus | gift | rollover | adjustment
+    priority: int
+    starts_at_ms: int
+    expires_at_ms: int  # 0 = never
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUse:
+    number: int
+    starts_at_ms: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSnapshot:
+    """One consistent read of an account: what Redis is loaded from. ``seq`` = last charge change in the sums."""
+
+    account_id: str
+    seq: int
+    rev: int
+    turn_at_ms: int  # 0 = the period never ends
+    period_starts_at_ms: int
+    grants: tuple[GrantState, ...]
+    budgets: tuple[BudgetUse, ...]

@@ -1,0 +1,100 @@
+"""What a dialect must know, sans-io: bytes in, facts out.
+
+Rules
+1. No socket, no loop, no clock. A scanner is fed what arrived, in whatever pieces, and must give the same bytes
+   and the same usage for every way of cutting them.
+2. Client bytes = upstream bytes, except the rewrites that a ``Rewrite`` or a hidden usage chunk documents.
+3. ``parse`` is the only place where a client's body is judged; it raises ``errors.BadRequest`` with ``code`` and ``param``.
+
+Not here: prices, plans, quota, HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from gateway.domain.usage import Outcome, Usage
+from gateway.errors import TollgateError
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model will read. ``texts`` are counted one by one (so that a conversation costs its new turn)."""
+
+    texts: tuple[str, ...]
+    framing_tokens: int = 0  # role markers, tool wrappers: the documented overhead
+    media_tokens: int = 0  # upper bounds of images and documents, by the providers' published formulas
+
+    @property
+    def size_bytes_at_most(self) -> int:
+        """An upper bound of the texts' UTF-8 size without encoding them."""
+        return sum(len(text) for text in self.texts) * 4
+
+
+@dataclass(slots=True)
+class Call:
+    """One parsed request. ``body`` is as received; ``fields`` its JSON, which ``rewrite`` may read but never edits."""
+
+    model: str
+    stream: bool
+    prompt: Prompt
+    output_tokens_asked: int | None  # the client's own bound per choice; None = it named none
+    output_floor: int  # tokens that a clamp must stay above (thinking budget); 0 = none
+    choices: int  # n, best_of: how many outputs the bound multiplies
+    body: bytes
+    fields: dict[str, Any]
+    usage_hidden: bool = False  # include_usage was injected: the extra chunk must not reach the client
+    extra: dict[str, Any] = field(default_factory=dict)  # dialect's own notes
+
+
+class Scanner(Protocol):
+    """Follows one answer. Exactly one of ``outcome``'s variants describes it at any time."""
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take what arrived, give what the client gets (the same object unless something must be hidden)."""
+
+    def finish(self) -> bytes:
+        """The upstream ended in order: give what was still held back."""
+
+    def outcome(self) -> Outcome:
+        """What is known now about the usage. Before any output byte: NotServed."""
+
+    @property
+    def complete(self) -> bool:
+        """The dialect's own end was seen (message_stop, [DONE], response.completed, a whole JSON body)."""
+
+    def event_boundary(self) -> bool:
+        """True between two events: the place where our own error or end may be written."""
+
+
+class Adapter(Protocol):
+    name: str  # anthropic | openai_chat | openai_responses | ...: metric label `route`
+    route: str  # path below the server root, e.g. /v1/messages
+    dialect: str  # anthropic | openai: which upstreams can serve it
+    upstream_path: str  # appended to the upstream's url
+
+    def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
+        """Raises BadRequest."""
+
+    def rewrite(self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None) -> bytes:
+        """The body for the upstream: as received unless ``model`` (alias), ``output_tokens_max`` (injected or clamped,
+        in the field the client sent, else in ``output_field`` or the dialect's default) or include_usage must change."""
+
+    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: str) -> Scanner:
+        """``input_tokens`` is the estimate from before the call, ``family`` names the tokenizer: both for cut answers."""
+
+    def usage_from_json(self, body: bytes) -> Usage | None:
+        """The usage of a whole JSON answer; None when it reports none."""
+
+    def error_body(self, error: TollgateError, request_id: str) -> bytes: ...
+
+    def error_event(self, error: TollgateError, request_id: str) -> bytes:
+        """A mid-stream error in this dialect."""
+
+    def clean_end(self, scanner: Scanner) -> bytes:
+        """The events that end a stream for ``max_tokens`` / ``length`` / ``incomplete`` after what was sent so far."""
+
+    def rate_limit_headers(self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int) -> dict[str, str]:
+        """The dialect's own headers for the caller's tightest limit; ``kind`` is requests or tokens."""
