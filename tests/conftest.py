@@ -1,0 +1,67 @@
+"""Servers shared by the tests of one test worker process. Tests that kill, stop or fill one start their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import postgres as pg
+from tests.support import servers
+
+
+@pytest.fixture(scope="session")
+def shared_valkey() -> Iterator[servers.RedisServer]:
+    """Embedded Valkey on a unix socket, without persistence."""
+    with servers.valkey() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_redis7() -> Iterator[servers.RedisServer]:
+    """Debian's Redis 7.0 on a unix socket, without persistence."""
+    with servers.redis7() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def shared_cluster() -> Iterator[servers.Cluster]:
+    """Three Valkey masters."""
+    with servers.cluster() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[pg.Postgres]:
+    """PostgreSQL 18 without fsync; ``postgres_url`` gives each test a database of its own."""
+    with pg.postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(shared_valkey: servers.RedisServer) -> str:
+    """The shared Valkey, emptied."""
+    shared_valkey.command("FLUSHALL")
+    return shared_valkey.url
+
+
+@pytest.fixture
+def redis7_url(shared_redis7: servers.RedisServer) -> str:
+    """The shared Redis 7.0, emptied."""
+    shared_redis7.command("FLUSHALL")
+    return shared_redis7.url
+
+
+@pytest.fixture
+def cluster_url(shared_cluster: servers.Cluster) -> str:
+    """The shared cluster, emptied."""
+    shared_cluster.flush()
+    return shared_cluster.url
+
+
+@pytest.fixture
+def postgres_url(shared_postgres: pg.Postgres) -> Iterator[str]:
+    """A new, empty PostgreSQL database."""
+    url = shared_postgres.create_database()
+    yield url
+    shared_postgres.drop_database(url)
