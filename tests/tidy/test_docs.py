@@ -1,0 +1,77 @@
+"""The docs know every public name: error codes, metrics, commands and config keys."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from gateway import errors
+from tests.tidy.tree import ROOT, called, files, name_of, python
+
+DOCS = ROOT / "docs"
+
+
+def doc(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def tree_of(kind: type[errors.TollgateError]) -> Iterator[type[errors.TollgateError]]:
+    yield kind
+    for below in kind.__subclasses__():
+        yield from tree_of(below)
+
+
+def codes() -> set[str]:
+    """Every code of the error tree, and those that ``BadRequest`` is raised with."""
+    named = {kind.code for kind in tree_of(errors.TollgateError)}
+    literal = {
+        node.args[0].value
+        for source in python("gateway")
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+        and called(node).split(".")[-1] == "BadRequest"
+        and node.args
+        and isinstance(node.args[0], ast.Constant)
+    }
+    return named | {code for code in literal if isinstance(code, str)}
+
+
+def metrics() -> set[str]:
+    """Every ``tollgate_…`` name written as a string in the gateway."""
+    return {
+        node.value
+        for source in python("gateway")
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"tollgate_[a-z_]+", node.value)
+    }
+
+
+@pytest.mark.parametrize("code", sorted(codes()))
+def test_every_error_code_has_its_place_in_the_docs(code: str) -> None:
+    assert f"### `{code}`" in doc("errors.md"), f"docs/errors.md has no section for {code}"
+
+
+@pytest.mark.parametrize("kind", sorted(tree_of(errors.TollgateError), key=lambda kind: kind.__name__))
+def test_an_error_code_has_the_status_that_the_docs_say(kind: type[errors.TollgateError]) -> None:
+    row = re.search(rf"^\| `{kind.code}` \| (\d+)", doc("errors.md"), re.MULTILINE)
+    assert row, f"docs/errors.md has no row for {kind.code}"
+    assert int(row[1]) == kind.status
+
+
+@pytest.mark.parametrize("name", sorted(metrics()))
+def test_every_metric_has_its_place_in_the_docs(name: str) -> None:
+    assert f"`{name}" in doc("metrics.md"), f"docs/metrics.md does not know {name}"
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = []
+    for path in files("docs", suffixes={".md"}) + [ROOT / "README.md", ROOT / "CHANGELOG.md"]:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+            if "://" not in target and not (path.parent / target).exists():
+                broken.append(f"{name_of(path)}: {target}")
+    assert not broken, "\n".join(broken)
