@@ -70,7 +70,7 @@ def test_every_metric_has_its_place_in_the_docs(name: str) -> None:
 
 def test_links_between_documents_lead_somewhere() -> None:
     broken = []
-    for path in files("docs", suffixes={".md"}) + [ROOT / "README.md", ROOT / "CHANGELOG.md"]:
+    for path in [*files("docs", suffixes={".md"}), ROOT / "README.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
             if "://" not in target and not (path.parent / target).exists():
                 broken.append(f"{name_of(path)}: {target}")

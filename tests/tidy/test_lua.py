@@ -18,7 +18,7 @@ SECTIONS = {
     "arguments": re.compile(r"^-- *ARGV\b", re.MULTILINE),
     "reply": re.compile(r"^-- *Repl(?:y|ies)\b", re.MULTILINE),
 }
-UNITS = re.compile(r"\b(ms|µs|us|milliseconds|seconds|steps|bytes|count|number|string|json|msgpack|packed|flag)\b", re.I)
+UNITS = re.compile(r"\b(ms|milliseconds|seconds|steps|bytes|count|number|string|json|packed|flag)\b", re.IGNORECASE)
 
 
 def header(path: Path) -> str:
