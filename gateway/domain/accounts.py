@@ -1,4 +1,4 @@
-"""Who calls and who pays: account → team → user → key, and what an account holds. Pure data; times are Unix ms (UTC)."""
+"""Who calls and who pays: account → team → user → key, and what an account holds. Pure data; times are Unix ms."""
 
 from __future__ import annotations
 

@@ -146,3 +146,10 @@ class Catalog:
 
     def model(self, name: str) -> Model | None:
         return next((model for model in self.models if model.matches(name)), None)
+
+
+def is_trial(catalog: Catalog, plan: Plan) -> bool:
+    """A plan that costs nothing, runs once for a time, and blocks at its end or is what new accounts start on."""
+    if plan.renews != "never" or plan.period.kind == "once" or plan.price == CUSTOM:
+        return False
+    return plan.price == 0 and (plan.ends == "block" or plan.name == catalog.default_plan)
