@@ -1,0 +1,79 @@
+"""One client's visit: the request it sent, the answer it waits for, and whether it is still there.
+
+The call itself runs as a task of its own, so that a client that leaves cancels its visit and never the accounting.
+
+Rules
+1. ``answered`` resolves exactly once; what happens after it (settling) delays nobody.
+2. Leaving is an event that the call is told of; it never interrupts an await of the call by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from aiohttp import web
+
+
+class Visit:
+    """The client's side of one call."""
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self.request = request
+        self.left = False
+        self._answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+        self._on_leave: Callable[[], None] | None = None
+
+    def answer(self, response: web.StreamResponse) -> None:
+        """The answer is complete (or its streaming is)."""
+        if not self._answered.done():
+            self._answered.set_result(response)
+
+    @property
+    def is_answered(self) -> bool:
+        return self._answered.done()
+
+    def when_left(self, tell: Callable[[], None] | None) -> None:
+        """What to do at the moment the client leaves; at once if it has left already."""
+        self._on_leave = tell
+        if self.left and tell is not None:
+            tell()
+
+    def leave(self) -> None:
+        """The client is gone."""
+        if not self.left:
+            self.left = True
+            if self._on_leave is not None:
+                self._on_leave()
+
+    async def wait(self) -> web.StreamResponse:
+        """The handler's side: wait for the answer. Cancelled by aiohttp when the client disconnects."""
+        try:
+            return await self._answered
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+
+
+class Tasks:
+    """Tracked tasks: nothing that settles a charge is ever garbage-collected or forgotten at shutdown."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Wait for all of them; False when some were still running at the end of the time."""
+        if not self._running:
+            return True
+        _, pending = await asyncio.wait(self._running, timeout=timeout_s)
+        return not pending

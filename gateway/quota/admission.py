@@ -1,0 +1,172 @@
+"""An admitted call: what it may use, under which offer, and the bill that its outcome makes. Pure.
+
+Rules
+1. The bill is computed from the outcome alone: the hold only says which grants it falls on.
+2. What exceeds the hold falls on the last grant it took from and is counted as overrun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.domain.accounts import Caller
+from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
+from gateway.domain.plans import Catalog, Plan
+from gateway.domain.usage import AtLeast, Basis, Exact, NotServed, Outcome, Usage
+from gateway.quota.translate import Work, card_for, price_of_usage
+from limits import model as engine
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a usage record says of a call besides its numbers."""
+
+    route: str
+    model: str | None
+    job: str | None = None
+    job_type: str | None = None
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Admission:
+    """A hold with everything needed to end it."""
+
+    hold: engine.Hold
+    caller: Caller
+    catalog: Catalog
+    plan: Plan
+    work: Work
+    facts: Facts
+    reserved: engine.Reserved
+    clamped_to: int | None = None  # output tokens per choice, when the bound was lowered
+
+    @property
+    def wallet(self) -> str:
+        return self.work.feature.wallet
+
+    @property
+    def held(self) -> int:
+        """What the hold took from the wallet, in meter steps."""
+        return sum(take.amount for take in self.hold.takes)
+
+    def view(self) -> engine.WalletView | None:
+        return next((view for view in self.reserved.wallets if view.wallet == self.wallet), None)
+
+    @property
+    def remaining(self) -> int:
+        """Available in the wallet after this hold."""
+        view = self.view()
+        return view.available if view is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What a call costs: the usage row, the engine's charge, and the windows' real use."""
+
+    row: ChargeRow
+    charge: engine.Charge
+    window_actuals: tuple[int | None, ...]
+    released: bool  # nothing was served: the hold is released, nothing is written
+
+
+def facts_row(caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str, now_ms: int) -> ChargeRow:
+    """The usage row of a hold that nobody settled: its note. The amounts are the engine's to fill in."""
+    assert caller.account is not None
+    card = card_for(work, work.feature.wallet)
+    return ChargeRow(
+        hold_id=hold_id,
+        account_id=caller.account.id,
+        state=engine.ChargeState.LAPSED.value,
+        created_at_ms=now_ms,
+        ended_at_ms=now_ms,
+        route=facts.route,
+        model=facts.model,
+        upstream=None,
+        plan=plan.name,
+        feature=work.feature.name,
+        wallet=work.feature.wallet,
+        card_version=card.version if card is not None else "",
+        usage=Usage(input=work.input_tokens),
+        basis=Basis.HOLD if plan.on_abandon == "hold" else Basis.ESTIMATED,
+        held=0,
+        charged=0,
+        overrun=0,
+        lines=(),
+        budgets=(),
+        status=0,
+        end="lapsed",
+        key_id=caller.key_id,
+        team_id=caller.team_id,
+        user_id=caller.user_id,
+        job=facts.job,
+        job_type=facts.job_type,
+        metadata=facts.metadata,
+    )
+
+
+def bill_of(
+    admission: Admission, outcome: Outcome, *, status: int, end: str, upstream: str | None, now_ms: int
+) -> Bill:
+    """Price an outcome. ``now_ms`` is the server's time."""
+    usage, basis = _billed(outcome)
+    served = not isinstance(outcome, NotServed)
+    hold, work = admission.hold, admission.work
+    charged = price_of_usage(work, admission.wallet, usage, own_wallet=True) if served and not work.free else 0
+    lines = engine.split(hold.takes, charged) if charged and hold.takes else ()
+    budgets = tuple(
+        engine.BudgetLine(budget.number, budget.starts_at_ms, amount)
+        for budget in hold.demand.budgets
+        if (amount := _budget_amount(work, budget, usage, charged, served))
+    )
+    row = ChargeRow(
+        hold_id=hold.hold_id,
+        account_id=hold.account,
+        state=engine.ChargeState.SETTLED.value,
+        created_at_ms=hold.created_at_ms,
+        ended_at_ms=now_ms,
+        route=admission.facts.route,
+        model=admission.facts.model,
+        upstream=upstream,
+        plan=admission.plan.name,
+        feature=work.feature.name,
+        wallet=admission.wallet,
+        card_version=card.version if (card := card_for(work, admission.wallet)) is not None else "",
+        usage=usage,
+        basis=basis,
+        held=admission.held,
+        charged=charged,
+        overrun=max(0, charged - admission.held),
+        lines=tuple(GrantLine(line.wallet, line.number, line.amount) for line in lines),
+        budgets=tuple(BudgetLine(line.number, line.starts_at_ms, line.amount) for line in budgets),
+        status=status,
+        end=end,
+        key_id=admission.caller.key_id,
+        team_id=admission.caller.team_id,
+        user_id=admission.caller.user_id,
+        job=admission.facts.job,
+        job_type=admission.facts.job_type,
+        metadata=admission.facts.metadata,
+    )
+    charge = engine.Charge(hold.account, hold.hold_id, engine.ChargeState.SETTLED, lines, budgets, b"")
+    actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.windows)
+    return Bill(row, charge, actuals, released=not served or work.free)
+
+
+def _billed(outcome: Outcome) -> tuple[Usage, Basis]:
+    match outcome:
+        case Exact(usage):
+            return usage, Basis.PROVIDER
+        case AtLeast(usage, basis):
+            return usage, basis
+        case NotServed():
+            return Usage(), Basis.PROVIDER
+
+
+def _budget_amount(work: Work, budget: engine.BudgetDemand, usage: Usage, charged: int, served: bool) -> int:
+    if not served:
+        return 0
+    if budget.meter == work.feature.wallet:
+        return charged
+    return price_of_usage(work, budget.meter, usage, own_wallet=False)

@@ -1,0 +1,23 @@
+"""Redis' clock, as seen from here: the one clock that leases, windows and deadlines go by."""
+
+from __future__ import annotations
+
+import time
+
+
+class ServerClock:
+    """Follows the server's time from its replies, on this process' monotonic clock in between."""
+
+    def __init__(self) -> None:
+        self._offset_ms = int(time.time() * 1000) - _monotonic_ms()
+
+    def saw(self, server_ms: int) -> None:
+        """A reply carried the server's time. A late reply makes us run behind by its delay, never ahead."""
+        self._offset_ms = server_ms - _monotonic_ms()
+
+    def now_ms(self) -> int:
+        return _monotonic_ms() + self._offset_ms
+
+
+def _monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,150 @@
+"""This worker's live holds: leases renewed, first bytes told, all of them re-asserted after Redis lost them.
+
+Rules
+1. Twice a second each partition with live holds gets one beat. It carries the holds whose first byte is news and those
+   whose lease is a third over; when the partition's record changed, it carries all of them.
+2. A partition whose record changed takes no new reserve of this worker before its holds are re-asserted.
+3. A hold leaves this registry before its settle or release is sent, so that no beat can bring it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+from limits.model import Hold
+
+BEAT_S = 0.5
+HOLDS_PER_BEAT_MAX = 512
+
+
+@dataclass(slots=True)
+class _Live:
+    hold: Hold
+    told_first_byte: bool = False
+    renewed_at_s: float = 0.0
+
+
+class Holds:
+    """The registry and its beat."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._live: dict[int, dict[str, _Live]] = {}
+        self._records: dict[int, str] = {}
+        self._stale: set[int] = set()
+        self._locks: dict[int, asyncio.Lock] = {}
+        self.taken_at_s: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return sum(len(holds) for holds in self._live.values())
+
+    def oldest_age_s(self) -> float:
+        """Age of the oldest live hold, seconds."""
+        now_s = time.monotonic()
+        return max((now_s - taken_s for taken_s in self.taken_at_s.values()), default=0.0)
+
+    def add(self, hold: Hold) -> None:
+        now_s = time.monotonic()
+        partition = self._engine.partition(hold.account)
+        self._live.setdefault(partition, {})[hold.hold_id] = _Live(hold, renewed_at_s=now_s)
+        self.taken_at_s.setdefault(hold.hold_id, now_s)
+
+    def get(self, account: str, hold_id: str) -> Hold | None:
+        live = self._live.get(self._engine.partition(account), {}).get(hold_id)
+        return live.hold if live else None
+
+    def replace(self, hold: Hold) -> None:
+        """After an extend: the newer version of a hold that is here."""
+        live = self._live.get(self._engine.partition(hold.account), {}).get(hold.hold_id)
+        if live is not None:
+            live.hold = replace(hold, first_byte=live.hold.first_byte)
+
+    def first_byte(self, hold: Hold) -> None:
+        """The upstream's first byte came: from now on a lapse charges."""
+        live = self._live.get(self._engine.partition(hold.account), {}).get(hold.hold_id)
+        if live is not None and not live.hold.first_byte:
+            live.hold = replace(live.hold, first_byte=True)
+
+    def remove(self, hold: Hold) -> Hold:
+        """Take a hold out before its end is sent; answers its newest version."""
+        partition = self._engine.partition(hold.account)
+        holds = self._live.get(partition, {})
+        live = holds.pop(hold.hold_id, None)
+        self.taken_at_s.pop(hold.hold_id, None)
+        if not holds:
+            self._live.pop(partition, None)
+        return live.hold if live else hold
+
+    def saw_record(self, partition: int, record: str) -> None:
+        """Every reply names the partition's record: another one means that Redis forgot, or is another Redis."""
+        known = self._records.get(partition)
+        self._records[partition] = record
+        if known is not None and known != record and partition in self._live:
+            self._stale.add(partition)
+
+    async def settled(self, partition: int) -> None:
+        """Wait until the partition's holds are re-asserted. Raises EngineUnavailable when Redis does not answer."""
+        if partition in self._stale:
+            await self.reassert(partition)
+
+    async def reassert(self, partition: int) -> None:
+        """Send all live holds of a partition. One at a time per partition."""
+        lock = self._locks.setdefault(partition, asyncio.Lock())
+        async with lock:
+            if partition not in self._stale:
+                return
+            await self._send(partition, list(self._live.get(partition, {}).values()))
+            self._stale.discard(partition)
+
+    async def beat(self) -> None:
+        """One beat of every partition with live holds; all of them leave in one write."""
+        now_s = time.monotonic()
+        results = await asyncio.gather(
+            *(self._beat_partition(partition, now_s) for partition in list(self._live)), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, EngineUnavailable):
+                raise result
+
+    async def _beat_partition(self, partition: int, now_s: float) -> None:
+        if partition in self._stale:
+            await self.reassert(partition)
+            return
+        due = [live for live in self._live.get(partition, {}).values() if _is_due(live, now_s)]
+        await self._send(partition, due)
+        if partition in self._stale:
+            await self.reassert(partition)
+
+    async def _send(self, partition: int, due: Sequence[_Live]) -> None:
+        for chunk in _chunks(due, HOLDS_PER_BEAT_MAX):
+            sent = [(live, live.hold) for live in chunk]
+            state = await self._engine.renew(partition, [hold for _, hold in sent])
+            now_s = time.monotonic()
+            for live, hold in sent:
+                live.renewed_at_s = now_s
+                live.told_first_byte = live.told_first_byte or hold.first_byte
+            self.saw_record(partition, state.record)
+
+    async def run(self) -> None:
+        """Beat until cancelled."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            await self.beat()
+
+
+def _is_due(live: _Live, now_s: float) -> bool:
+    news = live.hold.first_byte and not live.told_first_byte
+    return news or now_s - live.renewed_at_s >= live.hold.lease_ms / 3000
+
+
+def _chunks(items: Sequence[_Live], size: int) -> Iterator[Iterable[_Live]]:
+    """Slices of at most ``size``; one empty slice when there is nothing, since an empty renew is a beat."""
+    if not items:
+        yield ()
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

@@ -1,0 +1,86 @@
+"""What somebody must look after when nobody calls: charges left in the outbox, dead leases, pushes, lost confirms.
+
+One worker of the whole installation holds the reaper's lease at a time; all its work is idempotent, so that two of them
+for a moment do no harm. It rests while SQL is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from typing import Protocol
+
+from gateway.domain.charges import ChargeRow, decode
+from gateway.errors import StoreUnavailable
+from gateway.metrics import Metrics
+from gateway.quota.scribe import Scribe
+from gateway.quota.turn import Turner
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+LEASE_MS = 5_000
+ABANDONED_AFTER_MS = 5_000
+ENTRIES_AT_ONCE = 200
+LAPSES_AT_ONCE = 50
+PARTITIONS_AT_ONCE = 64
+SEQS_EVERY_TICKS = 5
+
+
+class SeqStore(Protocol):
+    async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> Sequence[tuple[str, int]]: ...
+
+
+class Reaper:
+    """The holder of the reaper's lease, or a worker waiting for it."""
+
+    def __init__(
+        self, engine: Engine, store: SeqStore, scribe: Scribe, turner: Turner, metrics: Metrics, partitions: int
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._scribe = scribe
+        self._turner = turner
+        self._metrics = metrics
+        self._partitions = partitions
+        self._owner = secrets.token_hex(8)
+        self._ticks = 0
+        self.outbox_entries = 0
+
+    async def run(self) -> None:
+        """Tick until cancelled; an outage of Redis or SQL skips a tick."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                if await self._engine.lead("reaper", self._owner, LEASE_MS):
+                    await self.tick()
+            except (EngineUnavailable, StoreUnavailable) as error:
+                log.debug("reaper: skipped a tick: %s", type(error).__name__)
+
+    async def tick(self) -> None:
+        """One round over all partitions. Raises EngineUnavailable, StoreUnavailable."""
+        self._ticks += 1
+        await self._turner.deliver_pushes()
+        waiting = 0
+        for start in range(0, self._partitions, PARTITIONS_AT_ONCE):
+            group = range(start, min(start + PARTITIONS_AT_ONCE, self._partitions))
+            counts = await asyncio.gather(*(self._tend(partition) for partition in group))
+            waiting += sum(counts)
+        self.outbox_entries = waiting
+        self._metrics.outbox_entries.set((), waiting)
+        if self._ticks % SEQS_EVERY_TICKS == 0:
+            for account_id, seq in await self._store.last_seqs(older_than_ms=10_000, newer_than_ms=60_000):
+                await self._engine.sync_seq(account_id, seq)
+
+    async def _tend(self, partition: int) -> int:
+        """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it."""
+        await self._engine.sweep(partition, count=LAPSES_AT_ONCE)
+        entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
+        rows: list[ChargeRow] = [decode(entry.charge.payload) for entry in entries]
+        if rows:
+            await self._scribe.write(rows)
+        return len(entries)

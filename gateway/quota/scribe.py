@@ -1,0 +1,141 @@
+"""The way of a charge from this worker into SQL, and back to Redis as a confirmation.
+
+Rules
+1. Every settled charge is kept in memory and written within ``FLUSH_S``, whether or not Redis answered its settle.
+2. A commit whose answer was lost is repeated: SQL knows the ids it has. A confirm is repeated until answered.
+3. Memory is bounded: over ``KEPT_MAX`` new work is refused (``full``); settles never are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from gateway.domain.charges import ChargeRow, Committed
+from gateway.errors import StoreUnavailable
+from gateway.metrics import Metrics
+from limits import model as engine_model
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 0.05
+BATCH_MAX = 500
+RETRY_S = 0.5
+CONFIRMS_AT_ONCE = 256
+KEPT_MAX = 50_000
+
+
+class ChargeWriter(Protocol):
+    async def commit(self, rows: Sequence[ChargeRow]) -> list[Committed]: ...
+
+
+def confirm_of(committed: Committed) -> engine_model.Confirm:
+    """What SQL decided, in the engine's words."""
+    deltas = tuple(
+        engine_model.Delta(
+            change.seq,
+            tuple(engine_model.Take(line.wallet, line.grant, line.amount) for line in change.lines),
+            tuple(engine_model.BudgetLine(line.budget, line.starts_at_ms, line.amount) for line in change.budgets),
+        )
+        for change in committed.changes
+    )
+    state = engine_model.ChargeState(committed.state)
+    return engine_model.Confirm(committed.account_id, committed.hold_id, state, deltas)
+
+
+class Scribe:
+    """Writes charges in batches, then confirms them."""
+
+    def __init__(self, writer: ChargeWriter, engine: Engine, metrics: Metrics) -> None:
+        self._writer = writer
+        self._engine = engine
+        self._metrics = metrics
+        self._rows: deque[tuple[ChargeRow, float]] = deque()
+        self._confirms: deque[engine_model.Confirm] = deque()
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.store_up = True
+
+    @property
+    def kept(self) -> int:
+        """Charges in memory that SQL or Redis has not answered yet."""
+        return len(self._rows) + len(self._confirms)
+
+    @property
+    def full(self) -> bool:
+        return self.kept >= KEPT_MAX
+
+    def add(self, row: ChargeRow) -> None:
+        """Never blocks, never refuses: a charge that was earned is kept."""
+        self._rows.append((row, time.monotonic()))
+        self._idle.clear()
+        self._work.set()
+
+    async def write(self, rows: Sequence[ChargeRow]) -> None:
+        """Commit and queue the confirms (also for entries found in the outbox). Raises StoreUnavailable."""
+        committed = await self._writer.commit(rows)
+        self._confirms.extend(confirm_of(item) for item in committed)
+        self._idle.clear()
+        self._work.set()
+
+    async def run(self) -> None:
+        """Write and confirm until cancelled; never loses what is in memory to an exception of a dependency."""
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            await asyncio.sleep(FLUSH_S)
+            wrote = await self._flush_rows()
+            confirmed = await self._flush_confirms()
+            if self._rows or self._confirms:
+                self._work.set()
+                if not (wrote and confirmed):
+                    await asyncio.sleep(RETRY_S)
+            else:
+                self._idle.set()
+
+    async def drained(self) -> None:
+        """Wait until everything known so far is written and confirmed."""
+        await self._idle.wait()
+
+    async def _flush_rows(self) -> bool:
+        """One batch at a time, in order; False when the database did not answer."""
+        while self._rows:
+            batch = [self._rows[index] for index in range(min(BATCH_MAX, len(self._rows)))]
+            try:
+                await self.write([row for row, _ in batch])
+            except StoreUnavailable:
+                if self.store_up:
+                    log.warning("the database is away: charges wait in memory and in the outbox")
+                self.store_up = False
+                return False
+            if not self.store_up:
+                log.warning("the database is back")
+            self.store_up = True
+            now_s = time.monotonic()
+            for _, added_s in batch:
+                self._rows.popleft()
+                self._metrics.settle_lag.observe((), now_s - added_s)
+        return True
+
+    async def _flush_confirms(self) -> bool:
+        """Confirms leave together; those unanswered stay, in order."""
+        while self._confirms:
+            batch = [self._confirms.popleft() for _ in range(min(CONFIRMS_AT_ONCE, len(self._confirms)))]
+            results = await asyncio.gather(*(self._engine.confirm(item) for item in batch), return_exceptions=True)
+            failed = []
+            for item, result in zip(batch, results, strict=True):
+                if isinstance(result, EngineUnavailable):
+                    failed.append(item)
+                elif isinstance(result, BaseException):
+                    raise result
+            if failed:
+                self._confirms.extendleft(reversed(failed))
+                return False
+        return True

@@ -1,0 +1,230 @@
+"""Quota for one call: admit it on its bound, end it on its outcome.
+
+Rules
+1. ``admit`` answers with an open hold or raises; the upstream sees a call only in between.
+2. Redis away, or too slow to answer: the call is refused (fail closed), and what a lost reply may have taken is
+   released once the reserve's own deadline has passed.
+3. ``end`` never raises for a dependency that is away: the charge is kept until SQL and Redis have it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from uuid_utils import uuid7
+
+from gateway.domain.accounts import Caller
+from gateway.domain.charges import encode
+from gateway.domain.plans import Catalog, Plan
+from gateway.errors import (
+    FeatureNotInPlan,
+    Overloaded,
+    QuotaUnavailable,
+    StoreUnavailable,
+    SubscriptionInactive,
+    TollgateError,
+)
+from gateway.metrics import Metrics
+from gateway.quota.admission import Admission, Bill, Facts, facts_row
+from gateway.quota.clock import ServerClock
+from gateway.quota.holds import Holds
+from gateway.quota.refusals import Situation, inactive, refusal
+from gateway.quota.scribe import Scribe
+from gateway.quota.translate import Work, clamp_output, cost_in, demand_of, depends_on_output, refused_at
+from gateway.quota.turn import Turner, nonce
+from limits import model as engine_model
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS_MAX = 8  # stale, turn, reauth, clamps: each at most a few times before we give up
+RESERVE_DEADLINE_MS = 1_000
+RELEASE_TRIES = 20
+RELEASE_RETRY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call that wants in. ``refresh`` asks the database who calls, after the cached answer proved old."""
+
+    caller: Caller
+    catalog: Catalog
+    work: Work
+    facts: Facts
+    choices: int
+    output_floor: int  # a clamp must stay above it (thinking budget)
+    lease_ms: int
+    refresh: Callable[[], Awaitable[Caller]]
+
+
+class Quota:
+    """The one door between the gateway and the engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        holds: Holds,
+        scribe: Scribe,
+        turner: Turner,
+        metrics: Metrics,
+        spawn: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        self._engine = engine
+        self.holds = holds
+        self.scribe = scribe
+        self.turner = turner
+        self._metrics = metrics
+        self._spawn = spawn
+        self.clock = ServerClock()
+
+    async def admit(self, ask: Ask) -> Admission:
+        """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
+        if self.scribe.full:
+            raise Overloaded(retry_after_s=5)
+        try:
+            return await self._admit(ask)
+        except (EngineUnavailable, StoreUnavailable) as error:
+            raise QuotaUnavailable(retry_after_s=2) from error
+
+    async def _admit(self, ask: Ask) -> Admission:
+        caller, work, clamped_to = ask.caller, ask.work, None
+        for _ in range(ATTEMPTS_MAX):
+            plan = plan_of(caller, ask.catalog)
+            if ask.work.feature.name not in (plan.features if plan.features is not None else (ask.work.feature.name,)):
+                raise feature_refused(ask.catalog, plan, caller)
+            assert caller.account is not None
+            if not caller.account.subscription.status.usable and not await self._changed(caller):
+                raise inactive(Situation(ask.catalog, plan, caller.account.subscription))
+            reply = await self._reserve(caller, plan, work, ask)
+            match reply:
+                case engine_model.Reserved():
+                    self.holds.add(reply.hold)
+                    return Admission(reply.hold, caller, ask.catalog, plan, work, ask.facts, reply, clamped_to)
+                case engine_model.Refused():
+                    lowered = _lower(work, reply, plan, ask)
+                    if isinstance(lowered, engine_model.Refused):
+                        raise refusal(Situation(ask.catalog, plan, caller.account.subscription), lowered)
+                    work, clamped_to = lowered, lowered.output_tokens // ask.choices
+                case engine_model.Stale(ticket):
+                    await self.turner.load(caller.account.id, ticket)
+                case engine_model.Turn(_, server_ms):
+                    await self.turner.turn(caller.account.id, server_ms)
+                case engine_model.Reauth():
+                    caller, work, clamped_to = await ask.refresh(), ask.work, None
+                case engine_model.Late(server_ms):
+                    self.clock.saw(server_ms)
+                case engine_model.Warming():
+                    raise QuotaUnavailable(retry_after_s=1)
+                case engine_model.Overloaded():
+                    raise Overloaded(retry_after_s=5)
+        raise QuotaUnavailable(retry_after_s=1)
+
+    async def _changed(self, caller: Caller) -> bool:
+        """Whether the account moved on since this caller was cached: then the reserve will say ``reauth``."""
+        assert caller.account is not None
+        view = await self._engine.peek(caller.account.id, ticket=nonce(), wallets=())
+        return isinstance(view, engine_model.Stale) or view.rev != caller.account.rev
+
+    async def _reserve(self, caller: Caller, plan: Plan, work: Work, ask: Ask) -> engine_model.ReserveReply:
+        """One round trip. A reply that did not come is cleaned up behind the call's back."""
+        assert caller.account is not None
+        account_id = caller.account.id
+        now_ms = self.clock.now_ms()
+        hold_id = str(uuid7())
+        request = engine_model.Reserve(
+            account=account_id,
+            hold_id=hold_id,
+            rev=caller.account.rev,
+            demand=demand_of(caller, plan, work, now_ms),
+            lease_ms=ask.lease_ms,
+            deadline_ms=now_ms + RESERVE_DEADLINE_MS,
+            warn_at=ask.catalog.warn_at_permille,
+            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms)),
+        )
+        partition = self._engine.partition(account_id)
+        await self.holds.settled(partition)
+        try:
+            reply = await self._engine.reserve(request, ticket=nonce())
+        except EngineUnavailable as error:
+            if error.sent:
+                self._spawn(self._release_later(account_id, hold_id))
+            raise
+        if isinstance(reply, engine_model.Reserved):
+            self.clock.saw(reply.server_ms)
+            self.holds.saw_record(partition, reply.record)
+        return reply
+
+    async def _release_later(self, account_id: str, hold_id: str) -> None:
+        """After the deadline the reserve can no longer happen: then a release of its id is the last word."""
+        await asyncio.sleep(RESERVE_DEADLINE_MS / 1000)
+        await self._until_answered(lambda: self._engine.release_id(account_id, hold_id))
+
+    async def end(self, admission: Admission, bill: Bill) -> None:
+        """Settle or release. The charge is in memory before anything is awaited."""
+        hold = self.holds.remove(admission.hold)
+        if bill.released:
+            await self._until_answered(lambda: self._engine.release(hold))
+            return
+        self.scribe.add(bill.row)
+        charge = replace(bill.charge, payload=encode(bill.row))
+        try:
+            settled = await self._engine.settle(hold, charge, window_actuals=bill.window_actuals)
+        except EngineUnavailable:
+            return  # the scribe's confirm frees the hold once SQL has the charge
+        self.clock.saw(settled.server_ms)
+        self.holds.saw_record(self._engine.partition(hold.account), settled.record)
+
+    async def extend(self, admission: Admission, more: engine_model.Demand) -> bool:
+        """Grow an open hold while its answer streams; False when it cannot grow. Raises QuotaUnavailable."""
+        hold = self.holds.get(admission.hold.account, admission.hold.hold_id) or admission.hold
+        try:
+            reply = await self._engine.extend(hold, more)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable(retry_after_s=1) from error
+        if not isinstance(reply, engine_model.Reserved):
+            return False
+        self.holds.replace(reply.hold)
+        admission.hold, admission.reserved = reply.hold, reply
+        return True
+
+    async def _until_answered(self, send: Callable[[], Awaitable[None]]) -> None:
+        """Bounded by about the lease's length: past that the hold lapses by itself, uncharged."""
+        for _ in range(RELEASE_TRIES):
+            try:
+                await send()
+                return
+            except EngineUnavailable:
+                await asyncio.sleep(RELEASE_RETRY_S)
+
+
+def plan_of(caller: Caller, catalog: Catalog) -> Plan:
+    """Raises SubscriptionInactive when the config no longer knows the account's plan."""
+    assert caller.account is not None
+    plan = catalog.plans.get(caller.account.subscription.plan)
+    if plan is None:
+        raise SubscriptionInactive
+    return plan
+
+
+def feature_refused(catalog: Catalog, plan: Plan, caller: Caller) -> TollgateError:
+    """The plan does not include this feature, in the config's words."""
+    from_config = catalog.messages.get(FeatureNotInPlan.code)
+    return FeatureNotInPlan(from_config["text"].replace("{plan.label}", plan.label) if from_config else None)
+
+
+def _lower(work: Work, refused: engine_model.Refused, plan: Plan, ask: Ask) -> Work | engine_model.Refused:
+    """Work with the largest output bound that still fits, or the refusal to give, measured at the floor."""
+    if plan.clamp is None or work.output_tokens == 0 or not depends_on_output(refused):
+        return refused
+    floor = max(plan.clamp, ask.output_floor + 1 if ask.output_floor else 0)
+    floor = min(floor, work.output_tokens // ask.choices)
+    bound = clamp_output(work, refused, ask.choices)
+    if bound is None or bound < floor:
+        return refused_at(refused, cost_in(work.with_output(floor * ask.choices), refused))
+    return work.with_output(bound * ask.choices)

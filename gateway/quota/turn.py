@@ -1,0 +1,89 @@
+"""How grants reach Redis: load a stale account, turn a finished period, deliver what the database changed.
+
+Rules
+1. ``load`` is the only way in: one consistent snapshot of SQL, under the ticket that made the account stale.
+2. One load per account at a time in this worker; whoever comes meanwhile waits for its end.
+3. A push is deleted only after the account was marked stale: from then on no reserve passes before a load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from gateway.domain.accounts import AccountSnapshot
+from gateway.metrics import Metrics
+from gateway.quota.translate import snapshot_of
+from limits.engine import Engine
+
+
+class StateStore(Protocol):
+    async def snapshot(self, account_id: str) -> AccountSnapshot: ...
+
+    async def turn(self, account_id: str, *, now_ms: int) -> str: ...
+
+    async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]: ...
+
+    async def delete_pushes(self, ids: Sequence[int]) -> None: ...
+
+
+def nonce() -> str:
+    """A ticket: unguessable and never repeated (a random number made inside Redis would repeat after a restart)."""
+    return secrets.token_hex(8)
+
+
+class Turner:
+    """Loads, turns and pushes."""
+
+    def __init__(self, engine: Engine, store: StateStore, metrics: Metrics) -> None:
+        self._engine = engine
+        self._store = store
+        self._metrics = metrics
+        self._flights: dict[tuple[str, str], asyncio.Task[None]] = {}
+
+    async def load(self, account_id: str, ticket: str) -> None:
+        """Bring the account's snapshot into Redis. Raises StoreUnavailable, EngineUnavailable."""
+        await self._once((account_id, "load"), lambda: self._load(account_id, ticket))
+
+    async def turn(self, account_id: str, now_ms: int) -> None:
+        """Let SQL decide what follows a finished period, then load it. Raises StoreUnavailable, EngineUnavailable."""
+        await self._once((account_id, "turn"), lambda: self._turn(account_id, now_ms))
+
+    async def push(self, account_id: str) -> None:
+        """Mark stale under a new ticket and load: what an account's change in SQL needs to count at once."""
+        ticket = await self._engine.mark_stale(account_id, ticket=nonce())
+        await self._load(account_id, ticket)
+
+    async def deliver_pushes(self, *, limit: int = 100) -> int:
+        """Deliver what is waiting in SQL; answers how many accounts."""
+        waiting = await self._store.pushes(limit=limit)
+        accounts = list(dict.fromkeys(account_id for _, account_id in waiting))
+        for account_id in accounts:
+            ticket = await self._engine.mark_stale(account_id, ticket=nonce())
+            await self._store.delete_pushes([push_id for push_id, owner in waiting if owner == account_id])
+            await self._load(account_id, ticket)
+        return len(accounts)
+
+    async def _load(self, account_id: str, ticket: str) -> None:
+        snapshot = await self._store.snapshot(account_id)
+        if await self._engine.load(snapshot_of(snapshot), ticket=ticket):
+            self._metrics.rebuilds.add((), 1)
+
+    async def _turn(self, account_id: str, now_ms: int) -> None:
+        await self._store.turn(account_id, now_ms=now_ms)
+        await self.push(account_id)
+
+    async def _once(self, key: tuple[str, str], work: Callable[[], Awaitable[None]]) -> None:
+        """Single flight: the work runs as its own task, so that a caller who leaves does not stop it for the others."""
+        task = self._flights.get(key)
+        if task is None:
+
+            async def run() -> None:
+                await work()
+
+            task = asyncio.create_task(run())
+            self._flights[key] = task
+            task.add_done_callback(lambda _: self._flights.pop(key, None))
+        await asyncio.shield(task)
