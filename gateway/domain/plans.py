@@ -2,6 +2,12 @@
 
 Built only by ``gateway.config``; every cross-reference in it has been checked there. Amounts are integers in the
 meter's smallest step (see ``units``), ``UNLIMITED`` and ``CUSTOM`` are named values, durations are seconds.
+
+Rules
+1. One price, two readings: ``demand`` is what is held before the call, rounded up; ``charge`` what is due after it.
+   What stays within its demand never costs more than it.
+2. ``bulk`` is by volume: the step that the number of uses reaches prices all of them.
+3. Unknown is never zero: a price by card without a card is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +20,9 @@ from typing import Final, Literal
 
 from gateway.domain.periods import Period
 from gateway.domain.rates import RateCard
-from gateway.domain.units import Meter
+from gateway.domain.units import AMOUNT_MAX, Meter
+from gateway.domain.usage import Usage
+from gateway.errors import PriceMissing
 
 UNLIMITED: Final = "unlimited"
 CUSTOM: Final = "custom"
@@ -153,3 +161,75 @@ def is_trial(catalog: Catalog, plan: Plan) -> bool:
     if plan.renews != "never" or plan.period.kind == "once" or plan.price == CUSTOM:
         return False
     return plan.price == 0 and (plan.ends == "block" or plan.name == catalog.default_plan)
+
+
+def charge(feature: Feature, card: RateCard | None, usage: Usage, uses: int = 1) -> int:
+    """What a call costs after it, in steps of the feature's wallet. ``uses`` >= 1 counts the operations in the call.
+
+    Raises PriceMissing when the price is by card and there is none.
+    """
+    match feature.price:
+        case PerUse() as price:
+            return _per_use(price, uses)
+        case PerThousandTokens(rate, minimum):
+            return min(max(minimum, (2 * rate * usage.total + 1000) // 2000), AMOUNT_MAX)
+        case ByCard():
+            return _card(feature, card).price(usage)
+
+
+def demand(feature: Feature, card: RateCard | None, *, input_tokens: int, output_tokens: int, uses: int = 1) -> int:
+    """What a call may cost at most, in steps of the feature's wallet: the hold. Raises PriceMissing like ``charge``."""
+    match feature.price:
+        case PerUse() as price:
+            return _per_use(price, uses)
+        case PerThousandTokens(rate, minimum):
+            return min(max(minimum, -(-rate * (input_tokens + output_tokens) // 1000)), AMOUNT_MAX)
+        case ByCard():
+            return _card(feature, card).bound(input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+def abandoned(
+    plan: Plan, feature: Feature, card: RateCard | None, *, input_tokens: int, held: int, uses: int = 1
+) -> int:
+    """What a hold that nobody settled charges provisionally, by the plan's ``on_abandon``; never above ``held``.
+
+    ``estimate`` is the counted input's price; a fixed price is due whole. Raises PriceMissing like ``charge``.
+    """
+    match plan.on_abandon:
+        case "release":
+            return 0
+        case "hold":
+            return held
+        case "estimate":
+            return min(held, charge(feature, card, Usage(input=input_tokens), uses))
+
+
+def output_affordable(
+    feature: Feature, card: RateCard | None, *, input_tokens: int, available: int, output_max: int
+) -> int:
+    """The most output tokens, up to ``output_max``, whose demand ``available`` steps can pay; -1 when even 0 cannot be.
+
+    For ``clamp``: found by bisection over ``demand``, so it holds for every kind of price.
+    """
+    low, high = -1, output_max
+    while low < high:
+        middle = (low + high + 1) // 2
+        if demand(feature, card, input_tokens=input_tokens, output_tokens=middle) <= available:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _per_use(price: PerUse, uses: int) -> int:
+    each = price.amount
+    for step in price.bulk:
+        if uses >= step.start:
+            each = step.per_use
+    return min(each * uses, AMOUNT_MAX)
+
+
+def _card(feature: Feature, card: RateCard | None) -> RateCard:
+    if card is None or card.meter != feature.wallet:
+        raise PriceMissing
+    return card

@@ -5,11 +5,12 @@ Rules
    ``reasoning`` is the one exception: it is a part of ``output``.
 2. Unknown is never zero, and a reported zero stays zero.
 3. ``basis`` says how the numbers were found, on every record.
+4. What was served in part is billed for what was produced: more than nothing, at least what was seen of it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -67,3 +68,27 @@ class NotServed:
 
 
 Outcome = Exact | AtLeast | NotServed
+
+
+def billed(outcome: Outcome, estimate: Usage) -> tuple[Usage, Basis] | None:
+    """What an outcome bills, and how its numbers were found; None when nothing was served and nothing is charged.
+
+    ``estimate`` is what was known before the call: its counted input, and as output what to bill when not even the
+    output could be seen. It fills in only what the answer did not tell.
+    """
+    match outcome:
+        case Exact(usage):
+            return usage, Basis.PROVIDER
+        case NotServed():
+            return None
+        case AtLeast(usage, basis):
+            return _at_least(usage, basis, estimate), basis
+
+
+def _at_least(usage: Usage, basis: Basis, estimate: Usage) -> Usage:
+    output = max(usage.output, estimate.output) if basis is Basis.ESTIMATED else usage.output
+    if usage.input_total == 0:
+        usage = replace(estimate, output=usage.output, reasoning=usage.reasoning)
+    if usage.input_total == 0 and output == 0:
+        output = 1
+    return replace(usage, output=output)
