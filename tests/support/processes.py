@@ -50,7 +50,7 @@ def spawn(
     death_signal: int = signal.SIGKILL,
 ) -> subprocess.Popen[bytes]:
     """Start a child with its output in ``log`` (or dropped), ended with this process."""
-    with open(log or os.devnull, "ab") as sink:
+    with (log or Path(os.devnull)).open("ab") as sink:
         return subprocess.Popen(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,

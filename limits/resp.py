@@ -1,0 +1,77 @@
+"""The words of the Redis protocol that the clients share: packing commands, and what an error reply means.
+
+Rules
+1. An error reply that proves that nothing ran is ``EngineUnavailable(sent=False)``; one whose effect may be partial
+   is ``sent=True``; everything else a server can say about a command is the caller's mistake: ``ScriptRejected``.
+
+Not here: connections (``connection``), slots and redirections (``cluster``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import hiredis
+
+from limits.errors import EngineUnavailable, LimitsError, ScriptRejected
+
+Argument = bytes | int | str
+
+# The server said no before it ran anything. Source: https://redis.io/docs/latest/develop/reference/protocol-spec/
+# and the shared replies in the servers' sources.
+NOT_RUN = frozenset(
+    ("LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN", "UNKILLABLE", "NOAUTH", "WRONGPASS", "NOPERM")
+)
+# Refused because of the server's state; inside a script an earlier write of the same script may stand.
+REFUSED = frozenset(("OOM", "MISCONF", "READONLY", "NOREPLICAS", "NOGOODSLAVE", "IOERR", "UNBLOCKED", "MOVED", "ASK"))
+
+
+# hiredis' own stub allows a tuple of one argument only.
+_pack: Callable[[tuple[Argument, ...]], bytes] = cast(Any, hiredis.pack_command)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script and the hash the server knows it by. ``name`` is the engine method it belongs to."""
+
+    name: str
+    source: bytes
+    sha: str
+
+    @classmethod
+    def of(cls, name: str, source: bytes) -> Script:
+        """The script with its SHA1, which is the server's name for it and no secret."""
+        return cls(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+
+
+def pack(*args: Argument) -> bytes:
+    """One command as bytes for the wire. Integers go as decimal text."""
+    return _pack(args)
+
+
+def pack_evalsha(script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> bytes:
+    """``EVALSHA sha numkeys keys… args…``."""
+    return _pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
+
+
+def pack_load(script: Script) -> bytes:
+    """``SCRIPT LOAD source``."""
+    return pack(b"SCRIPT", b"LOAD", script.source)
+
+
+def code_of(reply: hiredis.ReplyError) -> str:
+    """The first word of an error reply: ``NOSCRIPT``, ``MOVED``, ``ERR`` …"""
+    return str(reply).partition(" ")[0]
+
+
+def error_of(reply: hiredis.ReplyError) -> LimitsError:
+    """The exception that an error reply stands for."""
+    code, text = code_of(reply), str(reply)
+    if code in NOT_RUN:
+        return EngineUnavailable(text, sent="script:" in text)
+    if code in REFUSED:
+        return EngineUnavailable(text, sent=True)
+    return ScriptRejected(text)
