@@ -7,10 +7,17 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from gateway.domain.usage import Basis, Usage
+
+LAPSED: Final = "lapsed"
+SETTLED: Final = "settled"
+VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +84,130 @@ class Committed:
     hold_id: str
     state: str
     changes: tuple[ChargeChange, ...]
+
+
+def lapsed(note: ChargeRow, *, lines: Sequence[GrantLine], budgets: Sequence[BudgetLine], ended_at_ms: int) -> ChargeRow:
+    """The provisional charge of a hold that lapsed: what its worker noted when it was taken, with what it is charged."""
+    return replace(
+        note,
+        state=LAPSED,
+        basis=Basis.ESTIMATED,
+        ended_at_ms=ended_at_ms,
+        charged=sum(line.amount for line in lines),
+        overrun=0,
+        lines=tuple(lines),
+        budgets=tuple(budgets),
+        status=0,
+        end=LAPSED,
+    )
+
+
+# --- the wire ----------------------------------------------------------------------------------------------------
+# version, which ids are packed, times; then each packed id as 16 bytes; then a JSON array of all the rest. Ids are most
+# of a row's text, and a row lies in Redis as long as its call lives.
+
+_HEAD: Final = struct.Struct("<BBqq")
+_ID_BYTES: Final = 16
+_IDS: Final = 5  # hold, account, key, team, user: bit i of the mask says that id i is packed
+_dumps: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_loads: Final = json.JSONDecoder().decode
+
+
+def encode(row: ChargeRow) -> bytes:
+    """The row as bytes. ``decode`` gives it back, equal."""
+    usage = row.usage
+    mask, packed, rest = 0, [], []
+    for index, value in enumerate((row.hold_id, row.account_id, row.key_id, row.team_id, row.user_id)):
+        raw = None if value is None else _pack_id(value)
+        if raw is None:
+            rest.append(value)
+        else:
+            mask |= 1 << index
+            packed.append(raw)
+    body = (
+        rest,
+        row.state,
+        row.route,
+        row.model,
+        row.upstream,
+        row.plan,
+        row.feature,
+        row.wallet,
+        row.card_version,
+        (
+            usage.input,
+            usage.cache_read,
+            usage.cache_write_5m,
+            usage.cache_write_1h,
+            usage.cache_write,
+            usage.output,
+            usage.reasoning,
+        ),
+        row.basis.value,
+        row.held,
+        row.charged,
+        row.overrun,
+        [(line.wallet, line.grant, line.amount) for line in row.lines],
+        [(line.budget, line.starts_at_ms, line.amount) for line in row.budgets],
+        row.status,
+        row.end,
+        row.job,
+        row.job_type,
+        row.metadata or 0,
+    )
+    head = _HEAD.pack(VERSION, mask, row.created_at_ms, row.ended_at_ms)
+    return b"".join((head, *packed, _dumps(body).encode("ascii")))
+
+
+def decode(data: bytes) -> ChargeRow:
+    """The inverse of ``encode``. Raises ValueError for bytes that are no row, or one of a version not known here."""
+    if len(data) < _HEAD.size or data[0] != VERSION:
+        raise ValueError(f"not a charge of version {VERSION}")
+    _, mask, created_at_ms, ended_at_ms = _HEAD.unpack_from(data)
+    start = _HEAD.size + _ID_BYTES * mask.bit_count()
+    try:
+        body = _loads(data[start:].decode("ascii"))
+        return _row(body, _ids(data, mask, body[0]), created_at_ms, ended_at_ms)
+    except (IndexError, TypeError) as error:
+        raise ValueError("not a charge") from error
+
+
+def _row(body: list[Any], ids: list[str | None], created_at_ms: int, ended_at_ms: int) -> ChargeRow:
+    hold_id, account_id, key_id, team_id, user_id = ids
+    (_, state, route, model, upstream, plan, feature, wallet, card_version, usage, basis, held, charged, overrun,
+     lines, budgets, status, end, job, job_type, metadata) = body  # fmt: skip
+    if hold_id is None or account_id is None:
+        raise ValueError("a charge needs its hold and its account")
+    return ChargeRow(
+        hold_id, account_id, state, created_at_ms, ended_at_ms, route, model, upstream, plan, feature, wallet,
+        card_version, Usage(*usage), Basis(basis), held, charged, overrun,
+        tuple([GrantLine(*line) for line in lines]), tuple([BudgetLine(*line) for line in budgets]),
+        status, end, key_id, team_id, user_id, job, job_type, metadata or {},
+    )  # fmt: skip
+
+
+def _ids(data: bytes, mask: int, rest: list[str | None]) -> list[str | None]:
+    start, given, ids = _HEAD.size, iter(rest), []
+    for index in range(_IDS):
+        if mask >> index & 1:
+            ids.append(_unpack_id(data[start : start + _ID_BYTES]))
+            start += _ID_BYTES
+        else:
+            ids.append(next(given, None))
+    return ids
+
+
+def _pack_id(value: str) -> bytes | None:
+    """A UUID in its canonical spelling as 16 bytes; None for any other text, which travels as it is."""
+    if len(value) != 36 or not value.isascii():
+        return None
+    try:
+        raw = bytes.fromhex(value.replace("-", ""))
+    except ValueError:
+        return None
+    return raw if len(raw) == _ID_BYTES and _unpack_id(raw) == value else None
+
+
+def _unpack_id(raw: bytes) -> str:
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
