@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # Two stages: the first installs from the hashed lock, the second carries only the result and runs as nobody special.
 
 FROM python:3.11-slim-bookworm AS build
@@ -22,7 +21,7 @@ ENV PATH=/opt/tollgate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TOLLGATE_CONFIG=/etc/tollgate/config.yaml \
     TOLLGATE_DATA=/var/lib/tollgate
-USER tollgate
+USER 10001:10001
 WORKDIR /var/lib/tollgate
 VOLUME /var/lib/tollgate
 # Customers. Operators' listener stays on loopback until server.admin and server.admin_token say otherwise.
