@@ -45,16 +45,22 @@ class Client(Protocol):
         """Close for good; commands that still wait fail."""
 
 
-def connect(url: str, *, timing: Timing | None = None, on_state: StateListener | None = None) -> Client:
-    """A client that dials on its first command and reconnects by itself, for the running event loop's use.
+def connect(
+    url: str,
+    *,
+    command_timeout_s: float = 0.25,
+    timing: Timing | None = None,
+    on_state: StateListener | None = None,
+) -> Client:
+    """A client that dials on its first command and reconnects by itself, for one event loop's use.
 
-    ``on_state(address, up, reason)`` is called at each change. Raises ValueError for a URL that says nothing sensible;
-    its text never contains the password.
+    ``timing`` replaces every default. ``on_state(address, up, reason)`` is called at each change.
+    Raises ValueError for a URL that says nothing sensible; its text never contains the password.
     """
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         raise ValueError(f"unknown scheme {parts.scheme!r} in a Redis URL: expected one of {', '.join(SCHEMES)}")
-    timing = timing or Timing()
+    timing = timing or Timing(command_timeout_s=command_timeout_s)
     options = dict(parse_qsl(parts.query))
     if unknown := set(options) - {"db", *TLS_OPTIONS}:
         raise ValueError(f"unknown option in a Redis URL: {', '.join(sorted(unknown))}")
