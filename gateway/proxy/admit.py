@@ -1,0 +1,73 @@
+"""Step 3: may it? Count the input, bound the output, take the hold."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from gateway.domain.accounts import Caller
+from gateway.errors import ModelNotInPlan
+from gateway.providers import tokens
+from gateway.proxy.authenticate import account_ref, bind
+from gateway.proxy.gateway import Gateway
+from gateway.proxy.parse import Asked
+from gateway.quota.admission import Admission
+from gateway.quota.service import Ask, plan_of
+from gateway.quota.translate import Work
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What the call is admitted on, in model tokens."""
+
+    input_tokens: int
+    output_tokens: int  # per choice
+    family: tokens.Family
+
+
+async def bound_of(gateway: Gateway, asked: Asked) -> Bound:
+    """Count the input (off the loop when it is large and new) and find the output's bound."""
+    family = tokens.family(asked.call.model)
+    prompt = asked.call.prompt
+    if gateway.counter.needs_thread(prompt, family):
+        input_tokens = await asyncio.to_thread(gateway.counter.count, prompt, family)
+    else:
+        input_tokens = gateway.counter.count(prompt, family)
+    wanted = asked.call.output_tokens_asked
+    output = asked.model.output_default if wanted is None else min(wanted, asked.model.output_max)
+    return Bound(input_tokens, output, family)
+
+
+async def admit(gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str]) -> tuple[
+    Admission, Bound
+]:
+    """Raises a Refusal, ModelNotInPlan, FeatureNotInPlan, PriceMissing, QuotaUnavailable, Overloaded."""
+    config = gateway.config
+    plan = plan_of(caller, config.catalog)
+    if plan.models is not None and not any(fnmatchcase(asked.call.model, pattern) for pattern in plan.models):
+        raise ModelNotInPlan
+    started_s = time.perf_counter()
+    bound = await bound_of(gateway, asked)
+    counted_s = time.perf_counter()
+    gateway.metrics.overhead.observe(("count",), counted_s - started_s)
+
+    async def refresh() -> Caller:
+        again = await gateway.callers.again(key, account_ref=account_ref(headers))
+        return await bind(gateway, again, headers)
+
+    ask = Ask(
+        caller=caller,
+        catalog=config.catalog,
+        work=Work(asked.feature, asked.model, bound.input_tokens, bound.output_tokens * asked.call.choices),
+        facts=asked.facts,
+        choices=asked.call.choices,
+        output_floor=asked.call.output_floor,
+        lease_ms=int(config.settings.lease_s * 1000),
+        refresh=refresh,
+    )
+    admission = await gateway.quota.admit(ask)
+    gateway.metrics.overhead.observe(("reserve",), time.perf_counter() - counted_s)
+    return admission, bound

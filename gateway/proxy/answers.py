@@ -1,0 +1,81 @@
+"""What a client is told besides the model's words: refusals, errors, and the Tollgate-* headers."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from gateway.domain.units import Meter
+from gateway.errors import Refusal, TollgateError
+from gateway.providers.adapter import Adapter
+from gateway.quota.admission import Admission
+from gateway.quota.refusals import rfc3339
+
+
+def refusal_headers(error: TollgateError, *, request_id: str, dialect: str) -> dict[str, str]:
+    """Headers of our own answers: what the SDKs' retry logic reads, and who says so.
+
+    Source: x-should-retry and retry-after, as read by anthropic-sdk-python and openai-python (`_base_client.py`).
+    """
+    headers = {
+        "Tollgate-Request-Id": request_id,
+        "Tollgate-Error-Source": "gateway",
+        "x-should-retry": "true" if error.retry else "false",
+        "request-id" if dialect == "anthropic" else "x-request-id": request_id,
+    }
+    if error.retry:
+        headers["retry-after"] = str(error.retry_after_s or 1)
+    if error.detail is not None and error.detail.resets_at:
+        headers["Tollgate-Resets-At"] = error.detail.resets_at
+    return headers
+
+
+def error_response(error: TollgateError, adapter: Adapter, *, request_id: str, quota_status: int) -> web.Response:
+    """An error in the dialect's shape."""
+    status = quota_status if isinstance(error, Refusal) and error.status == 429 and not error.retry else error.status
+    return web.Response(
+        status=status,
+        body=adapter.error_body(error, request_id),
+        content_type="application/json",
+        headers=refusal_headers(error, request_id=request_id, dialect=adapter.dialect),
+    )
+
+
+def admitted_headers(admission: Admission, adapter: Adapter, *, now_ms: int) -> dict[str, str]:
+    """What a client may know of its quota when its answer begins."""
+    meter = admission.catalog.meters[admission.wallet]
+    headers = {
+        "Tollgate-Request-Id": admission.hold.hold_id,
+        "Tollgate-Wallet": admission.wallet,
+        "Tollgate-Held": meter.format(admission.held),
+    }
+    headers["Tollgate-Remaining"] = meter.format(max(0, admission.remaining))
+    if resets_at := rfc3339(admission.resets_at_ms):
+        headers["Tollgate-Resets-At"] = resets_at
+    if warning := admission.warning():
+        headers["Tollgate-Warning"] = warning
+    if admission.clamped_to is not None:
+        headers["Tollgate-Clamped"] = str(admission.clamped_to)
+    headers.update(_rate_limit_headers(admission, adapter, now_ms))
+    return headers
+
+
+def charged_headers(admission: Admission, charged: int) -> dict[str, str]:
+    """Of a whole answer: what it cost and what is left after it."""
+    meter: Meter = admission.catalog.meters[admission.wallet]
+    remaining = admission.remaining + admission.held - charged
+    return {"Tollgate-Charged": meter.format(charged), "Tollgate-Remaining": meter.format(max(0, remaining))}
+
+
+def _rate_limit_headers(admission: Admission, adapter: Adapter, now_ms: int) -> dict[str, str]:
+    """The dialect's own headers for the tightest requests and tokens limit."""
+    headers: dict[str, str] = {}
+    for kind in ("requests", "tokens"):
+        tightest = admission.tightest(kind)
+        if tightest is not None:
+            limit, remaining, resets_at_ms = tightest
+            headers.update(
+                adapter.rate_limit_headers(
+                    kind=kind, limit=limit, remaining=remaining, resets_at_ms=resets_at_ms, now_ms=now_ms
+                )
+            )
+    return headers

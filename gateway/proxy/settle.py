@@ -1,0 +1,52 @@
+"""Step 6: whatever happened, the hold ends here, once, on what is known of the usage."""
+
+from __future__ import annotations
+
+from gateway.domain.usage import Exact, NotServed, Outcome
+from gateway.proxy.admit import Bound
+from gateway.proxy.gateway import Gateway
+from gateway.quota.admission import Admission, Bill, bill_of
+
+
+def make_bill(
+    gateway: Gateway, admission: Admission, outcome: Outcome, *, status: int, end: str, upstream: str | None
+) -> Bill:
+    """The bill of an outcome, on Redis' clock."""
+    now_ms = gateway.quota.clock.now_ms()
+    return bill_of(admission, outcome, status=status, end=end, upstream=upstream, now_ms=now_ms)
+
+
+async def settle(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, outcome: Outcome) -> None:
+    """End the hold and count what it came to. Never raises for a dependency that is away."""
+    await gateway.quota.end(admission, bill)
+    if not isinstance(outcome, NotServed):
+        _count(gateway, admission, bill, bound, outcome)
+
+
+def _count(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, outcome: Outcome) -> None:
+    """What dashboards and the hold's calibration want to know."""
+    metrics, row = gateway.metrics, bill.row
+    model, plan = row.model or "other", row.plan
+    usage = row.usage
+    for kind, amount in (
+        ("input", usage.input),
+        ("cache_read", usage.cache_read),
+        ("cache_write", usage.cache_write + usage.cache_write_5m + usage.cache_write_1h),
+        ("output", usage.output),
+        ("reasoning", usage.reasoning),
+    ):
+        if amount:
+            metrics.tokens.add((model, plan, kind), amount)
+    meter = admission.catalog.meters[row.wallet]
+    units = row.charged / 10**meter.decimals
+    metrics.charged_units.add((row.wallet, plan, admission.plan.grant_source, row.basis.value), units)
+    if row.overrun:
+        metrics.overrun_units.add((row.wallet,), row.overrun / 10**meter.decimals)
+    if row.held:
+        metrics.hold_ratio.observe((), row.charged / row.held)
+    metrics.feature_uses.add((row.feature, plan, row.end), 1)
+    if isinstance(outcome, Exact):
+        if bound.input_tokens:
+            metrics.estimate_ratio.observe((model, "input"), usage.input_total / bound.input_tokens)
+        if bound.output_tokens:
+            metrics.estimate_ratio.observe((model, "output"), usage.output / bound.output_tokens)
