@@ -78,6 +78,11 @@ def billing_month(at_ms: int) -> str:
     return _moment(at_ms).strftime("%Y-%m")
 
 
+def rfc3339(at_ms: int) -> str:
+    """An instant as RFC 3339 in UTC, to the second and rounded up: a reset is never announced too early."""
+    return _moment(-(-at_ms // 1000) * 1000).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def _calendar_bounds(step_months: int, anchor_ms: int, now_ms: int, zone: str) -> tuple[int, int]:
     place = ZoneInfo(zone)
     anchor = _moment(anchor_ms).astimezone(place)

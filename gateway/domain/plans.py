@@ -163,6 +163,22 @@ def is_trial(catalog: Catalog, plan: Plan) -> bool:
     return plan.price == 0 and (plan.ends == "block" or plan.name == catalog.default_plan)
 
 
+def paid_plans(catalog: Catalog) -> tuple[Plan, ...]:
+    """The plans that cost something, custom prices included, in the config's order."""
+    return tuple(plan for plan in catalog.plans.values() if plan.price == CUSTOM or plan.price > 0)
+
+
+def larger_plans(catalog: Catalog, plan: Plan, wallet: str) -> tuple[Plan, ...]:
+    """The plans that allow more of ``wallet`` than ``plan`` does, in the config's order; custom counts as more."""
+    mine = _size(plan, wallet)
+    return tuple(other for other in catalog.plans.values() if other.name != plan.name and _size(other, wallet) > mine)
+
+
+def _size(plan: Plan, wallet: str) -> int:
+    amount = plan.allowance.get(wallet, 0)
+    return amount if isinstance(amount, int) else AMOUNT_MAX + (amount == UNLIMITED)
+
+
 def charge(feature: Feature, card: RateCard | None, usage: Usage, uses: int = 1) -> int:
     """What a call costs after it, in steps of the feature's wallet. ``uses`` >= 1 counts the operations in the call.
 

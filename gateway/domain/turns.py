@@ -147,6 +147,13 @@ def renewed(plan: Plan, subscription: Subscription, now_ms: int) -> Subscription
     )
 
 
+def refills_at_ms(catalog: Catalog, subscription: Subscription) -> int:
+    """When this plan's next allowance comes, if nothing is changed; 0 = it does not: a trial's end is no reset."""
+    plan = catalog.plans.get(subscription.plan)
+    ends = plan is None or plan.renews == "never" or subscription.cancel_at_period_end
+    return 0 if ends or not subscription.status.usable else subscription.period_ends_at_ms
+
+
 def inactive_reason(
     catalog: Catalog, subscription: Subscription
 ) -> Literal["trial_expired", "subscription_inactive"] | None:

@@ -22,6 +22,7 @@ from gateway.domain.turns import (
     begin,
     decide,
     inactive_reason,
+    refills_at_ms,
     turn_at_ms,
 )
 from tests.support.catalogs import DAY_MS, catalog, plan, trial
@@ -183,3 +184,12 @@ def test_a_usable_subscription_has_no_reason_to_refuse() -> None:
 )
 def test_a_trial_is_free_ends_and_is_what_new_accounts_start_on(candidate: Plan, expected: bool) -> None:
     assert is_trial(CATALOG, candidate) is expected
+
+
+def test_only_a_plan_that_goes_on_has_a_next_allowance_to_wait_for() -> None:
+    pro, free = started(PRO), started(CATALOG.plans["trial"])
+    assert refills_at_ms(CATALOG, pro) == T0 + MONTH_MS
+    assert refills_at_ms(CATALOG, free) == 0
+    assert refills_at_ms(CATALOG, replace(pro, cancel_at_period_end=True)) == 0
+    assert refills_at_ms(CATALOG, replace(pro, status=SubscriptionStatus.EXPIRED)) == 0
+    assert refills_at_ms(catalog(trial()), pro) == 0
