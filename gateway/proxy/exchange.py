@@ -2,7 +2,7 @@
 
 Rules
 1. The hold ends exactly once, in ``_settle``, on the outcome that is known by then; the answer never waits for it.
-2. Before the first byte of an answer nothing is charged, unless the client itself walked away from a call that was sent.
+2. Before the first byte nothing is charged, unless the client itself walked away from a call that had been sent.
 3. A break in the middle becomes the dialect's error event between two events, and a broken connection within one.
 """
 
@@ -40,6 +40,7 @@ class Exchange:
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
         self.end = End.COMPLETE
+        self._made: Bill | None = None
         self._draining = False
         self._stopping = False
 
@@ -70,7 +71,7 @@ class Exchange:
     # --- forward -------------------------------------------------------------------------------------------------
 
     async def _forward(self) -> Forwarded:
-        """Raises UpstreamUnreachable, UpstreamTimeout, UpstreamMisconfigured; UpstreamInterrupted when the client left."""
+        """Raises what ``forward`` raises, and UpstreamInterrupted when the client left and nobody waits any more."""
         request, loop = self.visit.request, asyncio.get_running_loop()
         passed = headers.to_upstream(request.headers.items())
         try:
@@ -133,7 +134,8 @@ class Exchange:
             return
         out += scanner.finish()
         told = self._headers(forwarded)
-        told.update(answers.charged_headers(self.admission, self._bill().row.charged))
+        self._made = self._bill()
+        told.update(answers.charged_headers(self.admission, self._made.row.charged))
         self._answer(web.Response(status=forwarded.reply.status, body=out, headers=told))
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
@@ -206,5 +208,5 @@ class Exchange:
         if self._draining:
             self.gateway.drains -= 1
         started_s = time.perf_counter()
-        await settle(self.gateway, self.admission, self._bill(), self.bound, self._outcome())
+        await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
         self.gateway.metrics.overhead.observe(("settle",), time.perf_counter() - started_s)

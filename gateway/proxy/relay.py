@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from gateway.providers.adapter import Scanner
 from gateway.proxy.upstream import Reply
@@ -48,47 +49,36 @@ async def read_whole(reply: Reply, bytes_max: int) -> tuple[bytes, bool]:
 
 
 class Writer:
-    """The client's side of a stream: the first piece through aiohttp, the rest straight to the transport."""
+    """The client's side of a stream: headers by aiohttp, then chunk frames straight to the transport."""
 
     def __init__(self, visit: Visit, response: web.StreamResponse) -> None:
         self._visit = visit
         self.response = response
         self._transport: asyncio.Transport | None = None
-        self._direct = False
+        self._writer: AbstractStreamWriter | None = None
+        self._framed = visit.request.version >= HttpVersion11
 
     async def start(self) -> None:
-        """Prepare the headers; a client that is gone is not an error."""
-        if self._visit.request.version >= HttpVersion11:
+        """Send the headers; a client that is gone is not an error."""
+        if self._framed:
             self.response.enable_chunked_encoding()
         try:
-            await self.response.prepare(self._visit.request)
+            self._writer = await self.response.prepare(self._visit.request)
         except ConnectionError:
             self._visit.leave()
         self._transport = self._visit.request.transport  # type: ignore[assignment]  # a TCP server's transport
 
     async def write(self, data: bytes) -> None:
-        """One HTTP/1.1 chunk. Waits while the client's socket is full."""
+        """One piece of the body, in one write. Waits while the client's socket is full."""
         transport = self._transport
-        if self._visit.left or transport is None:
+        if self._visit.left or transport is None or self._writer is None:
             return
-        if not self._direct:
-            # aiohttp holds the headers back until the first piece, and an HTTP/1.0 client gets no chunks at all.
-            await self._write_slow(data)
-            self._direct = self.response.chunked
-            return
-        transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+        transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
         if transport.get_write_buffer_size() > _WRITE_BUFFER_HIGH_BYTES:
-            await self._write_slow(b"")
-
-    async def _write_slow(self, data: bytes) -> None:
-        """Through aiohttp: it waits until the socket drains, and knows when it is closed."""
-        try:
-            await self.response.write(data)
-            writer = self.response._payload_writer  # noqa: SLF001  # the only door to the drain
-            if writer is not None:
-                await writer.drain()
-        except ConnectionError:
-            self._visit.leave()
+            try:
+                await self._writer.drain()
+            except ConnectionError:
+                self._visit.leave()
 
     def abort(self) -> None:
         """Break the connection off: the client must not take what it has for a whole answer."""

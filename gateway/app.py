@@ -1,0 +1,176 @@
+"""Wiring: one worker, from its stores to its listeners. Nothing here decides anything.
+
+Rules
+1. Everything a worker needs is built in ``build`` and closed in reverse in ``close``; there are no module globals.
+2. Background work is supervised: what dies of a bug is logged and started again, and never takes the worker along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from aiohttp import web
+
+from gateway.billing.admin import Operator, admin_app
+from gateway.config.model import Config
+from gateway.installation import Installation
+from gateway.metrics import Metrics
+from gateway.providers.tokens import Counter
+from gateway.proxy.gateway import Gateway
+from gateway.proxy.routes import add_routes, drain, front
+from gateway.proxy.upstream import AiohttpLeg
+from gateway.proxy.visit import Tasks
+from gateway.quota.callers import Callers
+from gateway.quota.holds import Holds
+from gateway.quota.keys import KeyHasher
+from gateway.quota.reaper import Reaper
+from gateway.quota.scribe import Scribe
+from gateway.quota.service import Quota
+from gateway.quota.turn import Turner
+from gateway.store.stores import Stores
+from limits.client import Client, connect
+from limits.engine import Engine
+
+log = logging.getLogger(__name__)
+
+RESTART_S = 1.0
+READY_TIMEOUT_S = 1.0
+GAUGES_S = 2.0
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker's parts."""
+
+    installation: Installation
+    stores: Stores
+    client: Client
+    engine: Engine
+    gateway: Gateway
+    reaper: Reaper
+    metrics: Metrics
+    redis_url: str
+
+    def configure(self, config: Config) -> None:
+        """Take a new config into use: calls that began keep the old one."""
+        self.installation = replace(self.installation, config=config)
+        self.gateway.config = config
+        self.gateway.callers.clear()
+
+    async def ready(self) -> bool:
+        """Redis and SQL answer, and charges find their way."""
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self.client.execute("PING")
+                return await self.stores.database.ping() and not self.gateway.quota.scribe.full
+        except Exception as error:  # readiness answers yes or no, whatever is broken
+            log.debug("not ready: %s", type(error).__name__)
+            return False
+
+
+async def build(
+    installation: Installation, redis_url: str, stack: AsyncExitStack, *, metrics: Metrics, clock_offset_ms: int = 0
+) -> Worker:
+    """Connect everything; what was opened is closed by ``stack``."""
+    config = installation.config
+    worker: Worker
+
+    stores = await Stores.open(installation.database_url, lambda: worker.installation.config.catalog)
+    stack.push_async_callback(stores.close)
+    client = connect(redis_url)
+    stack.push_async_callback(client.close)
+    partitions = await stores.partitions()
+    engine = Engine(client, partitions=partitions, clock_offset_ms=clock_offset_ms)
+    tasks = Tasks()
+    holds = Holds(engine)
+    scribe = Scribe(stores.writer, engine, metrics)
+    turner = Turner(engine, stores, metrics)
+    quota = Quota(engine, holds=holds, scribe=scribe, turner=turner, metrics=metrics, spawn=tasks.spawn)
+    leg = AiohttpLeg(connect_s=config.settings.connect_s)
+    stack.push_async_callback(leg.close)
+    gateway = Gateway(
+        config=config,
+        callers=Callers(stores, KeyHasher(installation.secret), quota.clock.now_ms),
+        quota=quota,
+        counter=Counter(),
+        leg=leg,
+        tasks=tasks,
+        metrics=metrics,
+    )
+    reaper = Reaper(engine, stores, scribe, turner, metrics, partitions)
+    worker = Worker(installation, stores, client, engine, gateway, reaper, metrics, redis_url)
+    for name, work in (("scribe", scribe.run), ("holds", holds.run), ("reaper", reaper.run)):
+        start_background(stack, name, work)
+    start_background(stack, "gauges", lambda: _gauges(worker))
+    return worker
+
+
+def start_background(stack: AsyncExitStack, name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` until the stack closes."""
+    task = asyncio.create_task(_supervised(name, work), name=name)
+
+    async def stop() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(stop)
+
+
+async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("background work %s failed and is started again", name)
+            await asyncio.sleep(RESTART_S)
+
+
+async def _gauges(worker: Worker) -> None:
+    """What is read off rather than counted."""
+    while True:
+        holds = worker.gateway.quota.holds
+        worker.metrics.holds_open.set((), len(holds))
+        worker.metrics.hold_age.set((), holds.oldest_age_s())
+        try:
+            await worker.client.execute("PING")
+            worker.metrics.redis_up.set((), 1)
+        except Exception as error:  # a gauge: whatever is wrong, Redis is not up
+            worker.metrics.redis_up.set((), 0)
+            log.debug("redis is not up: %s", type(error).__name__)
+        await asyncio.sleep(GAUGES_S)
+
+
+async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
+    """The customers' listener: metered routes before aiohttp's application, the rest through it."""
+    app = web.Application(client_max_size=worker.installation.config.settings.body_max_bytes)
+    add_routes(app, worker.gateway, worker.ready)
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    server = runner.server
+    assert server is not None
+    server.request_handler = front(worker.gateway, server.request_handler)
+    return runner
+
+
+async def operators(worker: Worker, operator: Operator, stack: AsyncExitStack) -> web.AppRunner:
+    """The operators' listener."""
+    runner = web.AppRunner(admin_app(operator), access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    return runner
+
+
+async def finish(worker: Worker) -> None:
+    """SIGTERM: readiness off, answers finish within the grace time, charges are written."""
+    await drain(worker.gateway, worker.installation.config.settings.grace_s)
+
+
+def metrics_folder(data: Path) -> Path:
+    """Where each worker slot keeps its numbers."""
+    return data / "metrics"
