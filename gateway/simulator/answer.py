@@ -7,7 +7,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 from zlib import crc32
@@ -15,7 +15,7 @@ from zlib import crc32
 import orjson
 
 from gateway.domain.usage import Usage
-from gateway.simulator.counting import Family, count_text, family_of, input_tokens
+from gateway.simulator.counting import Family, Texts, count_text, family, visible_within
 from gateway.simulator.steering import Steering
 from gateway.simulator.words import Passage, cycle
 
@@ -24,6 +24,7 @@ _OUTPUT_SPREAD = 72  # ... plus less than this
 _CHUNK_TOKENS = 4
 _TOOL_ARGUMENTS_TOKENS_MAX = 120
 _TOOL_DEFAULT = "get_weather"
+_TEXTS = Texts()
 
 
 @dataclass(slots=True)
@@ -32,7 +33,7 @@ class Ask:
 
     model: str
     stream: bool = False
-    texts: list[str] | None = None
+    texts: Sequence[str] = ()
     messages: int = 0
     media_tokens: int = 0
     bound: int | None = None  # output tokens per choice
@@ -83,7 +84,7 @@ class Answer:
     def arguments_output(self) -> int:
         if self.arguments is None:
             return 0
-        return self.family.output_tokens(count_text(self.arguments, self.family.encoding))
+        return self.family.scale(_TEXTS.count(self.arguments, self.family.encoding))
 
     def text_pieces(self) -> Iterator[tuple[str, int]]:
         """The text as the stream cuts it: (piece, reported tokens so far)."""
@@ -101,9 +102,9 @@ class Answer:
             ends = [*range(chunk, output, chunk), output]
         else:
             ends = [output * index // events for index in range(1, events + 1)]
-        counted_ends = [self.family.counted_within(end) for end in ends[:-1]] + [passage.tokens]
+        counted_ends = [visible_within(self.family, end) for end in ends[:-1]] + [passage.tokens]
         for piece, reached in passage.pieces(counted_ends):
-            yield piece, output if reached == passage.tokens else self.family.output_tokens(reached)
+            yield piece, output if reached == passage.tokens else self.family.scale(reached)
 
     def argument_pieces(self) -> Iterator[tuple[str, int]]:
         """The tool call's arguments in a few pieces, cut between words: (piece, reported tokens so far)."""
@@ -112,41 +113,35 @@ class Answer:
         while begin < len(arguments):
             end = arguments.find(" ", begin + 16)
             end = len(arguments) if end < 0 else end
-            yield arguments[begin:end], self.family.output_tokens(count_text(arguments[:end], self.family.encoding))
+            yield arguments[begin:end], self.family.scale(count_text(arguments[:end], self.family.encoding))
             begin = end
 
 
 def decide(ask: Ask, steering: Steering, *, serial: int, created_s: int) -> Answer:
     """The answer to ``ask``; ``created_s`` in Unix seconds."""
-    family = family_of(ask.model)
+    of = family(ask.model)
     seed = _seed(ask)
-    wanted = steering.output
-    if wanted is None:
-        wanted = _OUTPUT_LEAST + seed % _OUTPUT_SPREAD + (steering.reasoning or 0)
-        if steering.events is not None:
-            wanted = steering.events * (steering.chunk or _CHUNK_TOKENS) + (steering.reasoning or 0)
+    wanted = _wanted(of, seed, steering)
     output = wanted if ask.bound is None or steering.overrun else min(wanted, ask.bound)
     thinks = ask.thinking or steering.thinking or bool(steering.reasoning)
     reasoning = min(output, output // 3 if steering.reasoning is None else steering.reasoning) if thinks else 0
     calls = steering.tool or steering.stop == "tool_use" or ask.tool_forced
-    arguments = _arguments(family, seed, output - reasoning) if calls else None
+    arguments = _arguments(of, seed, output - reasoning) if calls else None
     stop = steering.stop or ("max_tokens" if output < wanted else "tool_use" if arguments else "end_turn")
     rest = output - reasoning
     if arguments is not None:
-        rest -= family.output_tokens(count_text(arguments, family.encoding))
-    text = cycle(family.encoding)
+        rest -= of.scale(count_text(arguments, of.encoding))
+    text = cycle(of.encoding)
     return Answer(
         ask=ask,
         serial=serial,
         created_s=created_s,
-        family=family,
-        usage=replace(
-            _input_usage(ask, family, steering), output=output * ask.choices, reasoning=reasoning * ask.choices
-        ),
+        family=of,
+        usage=replace(_input_usage(ask, of, steering), output=output * ask.choices, reasoning=reasoning * ask.choices),
         output=output,
         reasoning=reasoning,
-        thought=text.passage(seed // 7 + 1, family.counted_within(reasoning)) if reasoning else None,
-        text=text.passage(seed, family.counted_within(rest)) if rest > 0 or arguments is None else None,
+        thought=text.passage(seed // 7 + 1, visible_within(of, reasoning)) if reasoning else None,
+        text=text.passage(seed, visible_within(of, rest)) if rest > 0 or arguments is None else None,
         arguments=arguments,
         tool=ask.tools[0] if ask.tools else _TOOL_DEFAULT,
         stop=stop,
@@ -156,17 +151,28 @@ def decide(ask: Ask, steering: Steering, *, serial: int, created_s: int) -> Answ
     )
 
 
+def _wanted(of: Family, seed: int, steering: Steering) -> int:
+    """Output tokens that the model would produce without a bound."""
+    if steering.output is not None:
+        return steering.output
+    visible = _OUTPUT_LEAST + seed % _OUTPUT_SPREAD
+    if steering.events is not None:
+        visible = steering.events * (steering.chunk or _CHUNK_TOKENS)
+    # A length that some text of this family really has.
+    return of.scale(visible_within(of, visible)) + (steering.reasoning or 0)
+
+
 def _seed(ask: Ask) -> int:
     """A number of the conversation's newest text and the model; not of fields that a gateway may rewrite."""
     newest = ask.texts[-1] if ask.texts else ""
-    return crc32(newest.encode("utf-8", "replace")) ^ len(ask.texts or ()) * 2654435761 & 0xFFFFFFFF
+    return crc32(newest.encode("utf-8", "replace")) ^ len(ask.texts) * 2654435761 & 0xFFFFFFFF
 
 
-def _input_usage(ask: Ask, family: Family, steering: Steering) -> Usage:
+def _input_usage(ask: Ask, of: Family, steering: Steering) -> Usage:
     """Input by kind. Where the steering gives ``input``, it is what the dialect's own field will say."""
     caches = steering.cached + steering.cache_write + steering.cache_write_1h
     if steering.input is None:
-        total = input_tokens(ask.texts or [], family, messages=ask.messages, media=ask.media_tokens)
+        total = _TEXTS.input_tokens(ask.texts, of, messages=ask.messages, media_tokens=ask.media_tokens)
         uncached = max(0, total - caches)
     else:
         uncached = steering.input if ask.cached_apart else max(0, steering.input - caches)
@@ -185,15 +191,15 @@ def _input_usage(ask: Ask, family: Family, steering: Steering) -> Usage:
     )
 
 
-def _arguments(family: Family, seed: int, output: int) -> str | None:
+def _arguments(of: Family, seed: int, output: int) -> str | None:
     """Arguments of a tool call within ``output`` reported tokens; None where not even the shortest fits."""
     room = min(output, _TOOL_ARGUMENTS_TOKENS_MAX)
-    passage = cycle(family.encoding).passage(seed // 3, max(0, family.counted_within(room) - 8))
+    passage = cycle(of.encoding).passage(seed // 3, max(0, visible_within(of, room) - 8))
     words = passage.text.replace(".\n\n", ". ").strip().split(" ")
     while words:
         arguments = orjson.dumps({"location": " ".join(words)}).decode()
-        if family.output_tokens(count_text(arguments, family.encoding)) <= room:
+        if of.scale(count_text(arguments, of.encoding)) <= room:
             return arguments
         words.pop()
     shortest = "{}"
-    return shortest if family.output_tokens(count_text(shortest, family.encoding)) <= room else None
+    return shortest if of.scale(count_text(shortest, of.encoding)) <= room else None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gateway.errors import ServiceAway
-from gateway.simulator.counting import warm_up
+from gateway.simulator.counting import preload_all
 from gateway.simulator.server import serve
 
 _START_S_MAX = 30.0
@@ -66,6 +66,8 @@ def spawn(*, host: str = "127.0.0.1", port: int = 0) -> Simulator:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        # A Ctrl-C for the whole terminal is the parent's to handle: it drains its streams first.
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
     )
     assert process.stdout is not None
@@ -110,7 +112,7 @@ def main(arguments: Sequence[str]) -> None:
     """The child: ``HOST PORT [--with-parent]``."""
     if "--with-parent" in arguments:
         _die_with_parent()
-    warm_up()
+    preload_all()
     asyncio.run(_serve_while_parent_lives(arguments[0], int(arguments[1])))
 
 

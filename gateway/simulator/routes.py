@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.simulator import anthropic, openai_chat, openai_input
+from gateway.simulator import anthropic, openai_chat, openai_input, openai_responses, openai_simple
 from gateway.simulator.answer import Answer, Ask, Event
 from gateway.simulator.problems import Problem
 
@@ -38,8 +38,6 @@ def _count_tokens_body(answer: Answer) -> bytes:
     return orjson.dumps({"input_tokens": answer.usage.input_total})
 
 
-_CHAT_STREAM = Stream(openai_chat.events, openai_chat.error_event, openai_chat.giant_line)
-
 ROUTES: dict[str, Route] = {
     "/v1/messages": Route(
         "messages",
@@ -51,5 +49,26 @@ ROUTES: dict[str, Route] = {
     "/v1/messages/count_tokens": Route(
         "count_tokens", "anthropic", partial(anthropic.parse, counting=True), _count_tokens_body
     ),
-    "/v1/chat/completions": Route("chat", "openai", openai_input.parse_chat, openai_chat.json_body, _CHAT_STREAM),
+    "/v1/chat/completions": Route(
+        "chat",
+        "openai",
+        openai_input.parse_chat,
+        openai_chat.json_body,
+        Stream(openai_chat.events, openai_chat.error_event, openai_chat.giant_line),
+    ),
+    "/v1/responses": Route(
+        "responses",
+        "openai",
+        openai_input.parse_responses,
+        openai_responses.json_body,
+        Stream(openai_responses.events, openai_responses.error_event, openai_responses.giant_line),
+    ),
+    "/v1/completions": Route(
+        "completions",
+        "openai",
+        openai_input.parse_completions,
+        openai_simple.completion_body,
+        Stream(openai_simple.completion_events, openai_chat.error_event, openai_simple.completion_giant_line),
+    ),
+    "/v1/embeddings": Route("embeddings", "openai", openai_input.parse_embeddings, openai_simple.embeddings_body),
 }

@@ -18,6 +18,8 @@ from random import Random
 
 import tiktoken
 
+from gateway.providers.tokens import encoding
+
 
 def _split(words: str) -> list[str]:
     return words.split()
@@ -93,13 +95,13 @@ class Passage:
 class Cycle:
     """The endless text, measured in one encoding."""
 
-    def __init__(self, encoding: tiktoken.Encoding) -> None:
+    def __init__(self, vocabulary: tiktoken.Encoding) -> None:
         units, self.paragraphs = _units()
         self._text = "".join(units)
         self._token_ends = [0]
         self._char_ends = [0]
         for unit in units:
-            self._token_ends.append(self._token_ends[-1] + len(encoding.encode_ordinary(unit)))
+            self._token_ends.append(self._token_ends[-1] + len(vocabulary.encode_ordinary(unit)))
             self._char_ends.append(self._char_ends[-1] + len(unit))
         self._tokens = self._token_ends[-1]
 
@@ -131,4 +133,4 @@ class Cycle:
 @cache
 def cycle(encoding_name: str) -> Cycle:
     """The one text of this process in this encoding."""
-    return Cycle(tiktoken.get_encoding(encoding_name))
+    return Cycle(encoding(encoding_name))
