@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from gateway.domain.periods import rfc3339
 from gateway.domain.units import Meter
 from gateway.errors import Refusal, TollgateError
 from gateway.providers.adapter import Adapter
 from gateway.quota.admission import Admission
-from gateway.quota.refusals import rfc3339
 
 
 def refusal_headers(error: TollgateError, *, request_id: str, dialect: str) -> dict[str, str]:
@@ -49,8 +49,8 @@ def admitted_headers(admission: Admission, adapter: Adapter, *, now_ms: int) -> 
         "Tollgate-Held": meter.format(admission.held),
     }
     headers["Tollgate-Remaining"] = meter.format(max(0, admission.remaining))
-    if resets_at := rfc3339(admission.resets_at_ms):
-        headers["Tollgate-Resets-At"] = resets_at
+    if admission.resets_at_ms:
+        headers["Tollgate-Resets-At"] = rfc3339(admission.resets_at_ms)
     if warning := admission.warning():
         headers["Tollgate-Warning"] = warning
     if admission.clamped_to is not None:

@@ -66,7 +66,7 @@ class Writer:
             self._writer = await self.response.prepare(self._visit.request)
         except ConnectionError:
             self._visit.leave()
-        self._transport = self._visit.request.transport  # type: ignore[assignment]  # a TCP server's transport
+        self._transport = self._visit.request.transport
 
     async def write(self, data: bytes) -> None:
         """One piece of the body, in one write. Waits while the client's socket is full."""

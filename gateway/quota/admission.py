@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from gateway.domain.accounts import Caller
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
-from gateway.domain.usage import AtLeast, Basis, Exact, NotServed, Outcome, Usage
-from gateway.quota.translate import Work, card_for, price_of_usage
+from gateway.domain.usage import Basis, Outcome, Usage, billed
+from gateway.quota.translate import Work, price_of_usage
 from limits import model as engine
 
 
@@ -60,6 +60,28 @@ class Admission:
         view = self.view()
         return view.available if view is not None else 0
 
+    @property
+    def resets_at_ms(self) -> int:
+        """When the wallet gets its next allowance or loses its earliest grant; 0 = never."""
+        view = self.view()
+        return view.resets_at_ms if view is not None else 0
+
+    def warning(self) -> str | None:
+        """``at 91.7% of quota``, from the lowest configured threshold on."""
+        view, thresholds = self.view(), self.catalog.warn_at_permille
+        if view is None or not thresholds or not view.capacity or view.used_permille < thresholds[0]:
+            return None
+        return f"at {view.used_permille // 10}.{view.used_permille % 10}% of quota"
+
+    def tightest(self, kind: str) -> tuple[int, int, int] | None:
+        """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
+        found = [
+            (window.limit, remaining, resets_at_ms)
+            for window, (remaining, resets_at_ms) in zip(self.hold.demand.windows, self.reserved.windows, strict=False)
+            if window.name == kind
+        ]
+        return min(found, key=lambda item: item[1], default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Bill:
@@ -74,7 +96,7 @@ class Bill:
 def facts_row(caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str, now_ms: int) -> ChargeRow:
     """The usage row of a hold that nobody settled: its note. The amounts are the engine's to fill in."""
     assert caller.account is not None
-    card = card_for(work, work.feature.wallet)
+    _, card = work.priced_in(work.feature.wallet)
     return ChargeRow(
         hold_id=hold_id,
         account_id=caller.account.id,
@@ -110,10 +132,12 @@ def bill_of(
     admission: Admission, outcome: Outcome, *, status: int, end: str, upstream: str | None, now_ms: int
 ) -> Bill:
     """Price an outcome. ``now_ms`` is the server's time."""
-    usage, basis = _billed(outcome)
-    served = not isinstance(outcome, NotServed)
     hold, work = admission.hold, admission.work
-    charged = price_of_usage(work, admission.wallet, usage, own_wallet=True) if served and not work.free else 0
+    found = billed(outcome, Usage(input=work.input_tokens))
+    _, card = work.priced_in(admission.wallet)
+    served = found is not None
+    usage, basis = found or (Usage(), Basis.PROVIDER)
+    charged = price_of_usage(work, admission.wallet, usage) if served and not work.free else 0
     lines = engine.split(hold.takes, charged) if charged and hold.takes else ()
     budgets = tuple(
         engine.BudgetLine(budget.number, budget.starts_at_ms, amount)
@@ -132,7 +156,7 @@ def bill_of(
         plan=admission.plan.name,
         feature=work.feature.name,
         wallet=admission.wallet,
-        card_version=card.version if (card := card_for(work, admission.wallet)) is not None else "",
+        card_version=card.version if card is not None else "",
         usage=usage,
         basis=basis,
         held=admission.held,
@@ -154,19 +178,9 @@ def bill_of(
     return Bill(row, charge, actuals, released=not served or work.free)
 
 
-def _billed(outcome: Outcome) -> tuple[Usage, Basis]:
-    match outcome:
-        case Exact(usage):
-            return usage, Basis.PROVIDER
-        case AtLeast(usage, basis):
-            return usage, basis
-        case NotServed():
-            return Usage(), Basis.PROVIDER
-
-
 def _budget_amount(work: Work, budget: engine.BudgetDemand, usage: Usage, charged: int, served: bool) -> int:
     if not served:
         return 0
     if budget.meter == work.feature.wallet:
         return charged
-    return price_of_usage(work, budget.meter, usage, own_wallet=False)
+    return price_of_usage(work, budget.meter, usage)

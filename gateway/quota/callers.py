@@ -3,7 +3,8 @@
 Rules
 1. The cache never decides alone: a caller carries the account's ``rev``, and the reserve script compares it: a revoked
    key or a changed plan counts on the very next call.
-2. A service key has no account whose rev would tell: it is asked again after ``SERVICE_FRESH_S``.
+2. A service key has no account whose rev would tell: it is asked again after ``SERVICE_FRESH_S``. So is a suspended
+   account, so that it works again soon after it was resumed.
 3. While the database is away a known caller stays known for ``STALE_S``; an unknown one gets 503, never 401.
 4. The cache is keyed by the full digest, bounded, and holds no key.
 """
@@ -25,8 +26,11 @@ SERVICE_FRESH_S = 2.0
 UNKNOWN_FRESH_S = 1.0
 STALE_S = 3600.0
 CACHE_ENTRIES_MAX = 100_000
+UNKNOWN_ENTRIES_MAX = 1_000
 
+K = TypeVar("K")
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class CallerStore(Protocol):
@@ -41,50 +45,60 @@ class CallerStore(Protocol):
     async def team_for(self, account_id: str, ref: str) -> str | None: ...
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Entry(Generic[T]):
-    value: T | None
+    value: T
     read_at_s: float
 
 
 class _Cache(Generic[T]):
-    """A bounded look-aside cache that serves stale entries while its source is away."""
+    """A bounded look-aside cache that serves stale entries while its source is away.
 
-    def __init__(self, read: Callable[[str | bytes], Awaitable[T | None]]) -> None:
+    What is not there is remembered apart, briefly and in small numbers: guessing keys must not push real ones out.
+    """
+
+    def __init__(self, read: Callable[[str], Awaitable[T | None]]) -> None:
         self._read = read
-        self._entries: OrderedDict[str | bytes, _Entry[T]] = OrderedDict()
+        self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
 
-    def peek(self, key: str | bytes, fresh_s: float) -> T | None:
+    def peek(self, key: str, fresh_s: float) -> T | None:
         """The value when it is known and fresh; no I/O."""
         entry = self._entries.get(key)
-        if entry is None or entry.value is None or time.monotonic() - entry.read_at_s > fresh_s:
-            return None
-        return entry.value
+        return entry.value if entry is not None and time.monotonic() - entry.read_at_s <= fresh_s else None
 
-    async def get(self, key: str | bytes, fresh_s: float) -> T | None:
+    async def get(self, key: str, fresh_s: float) -> T | None:
+        """The value, at most ``fresh_s`` old unless its source is away. Raises StoreUnavailable."""
+        found = self.peek(key, fresh_s)
         now_s = time.monotonic()
-        entry = self._entries.get(key)
-        if entry is not None:
-            limit_s = fresh_s if entry.value is not None else UNKNOWN_FRESH_S
-            if now_s - entry.read_at_s <= limit_s:
-                return entry.value
+        if found is not None or now_s - self._unknown.get(key, -UNKNOWN_FRESH_S) < UNKNOWN_FRESH_S:
+            return found
         try:
             value = await self._read(key)
         except StoreUnavailable:
-            if entry is not None and entry.value is not None and now_s - entry.read_at_s <= STALE_S:
-                return entry.value
-            raise
-        self._entries[key] = _Entry(value, now_s)
-        self._entries.move_to_end(key)
-        if len(self._entries) > CACHE_ENTRIES_MAX:
-            self._entries.popitem(last=False)
+            stale = self.peek(key, STALE_S)
+            if stale is None:
+                raise
+            return stale
+        if value is None:
+            self._entries.pop(key, None)
+            _put(self._unknown, key, now_s, UNKNOWN_ENTRIES_MAX)
+        else:
+            _put(self._entries, key, _Entry(value, now_s), CACHE_ENTRIES_MAX)
         return value
 
-    def drop(self, key: str | bytes) -> None:
+    def drop(self, key: str) -> None:
         self._entries.pop(key, None)
 
     def clear(self) -> None:
         self._entries.clear()
+
+
+def _put(entries: OrderedDict[K, V], key: K, value: V, entries_max: int) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    if len(entries) > entries_max:
+        entries.popitem(last=False)
 
 
 class Callers:
@@ -94,20 +108,20 @@ class Callers:
         self._store = store
         self._hasher = hasher
         self._now_ms = now_ms
-        self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes(digest)))  # type: ignore[arg-type]
-        self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(lambda ref: store.account_by_ref(str(ref)))
+        self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes.fromhex(digest)))
+        self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(store.account_by_ref)
         self._users: OrderedDict[tuple[str, str], str] = OrderedDict()
 
     async def by_key(self, key: str, *, account_ref: str | None = None) -> Caller:
         """Raises InvalidApiKey, AccountNotFound, AccountSuspended, StoreUnavailable."""
         digest = self._digest(key)
-        caller = self._keys.peek(digest, FRESH_S)
-        if caller is None or caller.service:
-            caller = await self._keys.get(digest, SERVICE_FRESH_S if caller is not None else FRESH_S)
+        caller = self._keys.peek(digest, FRESH_S) or await self._keys.get(digest, FRESH_S)
+        if caller is not None and (caller.service or _suspended(caller)):
+            caller = await self._keys.get(digest, SERVICE_FRESH_S)
         if caller is None or (caller.expires_at_ms and caller.expires_at_ms <= self._now_ms()):
             raise InvalidApiKey
         caller = await self._with_account(caller, account_ref)
-        if caller.account is not None and caller.account.status is AccountStatus.SUSPENDED:
+        if _suspended(caller):
             raise AccountSuspended
         return caller
 
@@ -125,39 +139,42 @@ class Callers:
 
     async def with_user(self, caller: Caller, external_user: str | None, team_ref: str | None) -> Caller:
         """Bind the named user and team, when the key itself is bound to none. A user is created on first sight."""
-        assert caller.account is not None
+        account = caller.account
+        assert account is not None, "users belong to an account"
         if external_user and caller.user_id is None:
-            cache_key = (caller.account.id, external_user)
-            user_id = self._users.get(cache_key)
+            user_id = self._users.get((account.id, external_user))
             if user_id is None:
-                user_id = await self._store.user_for(caller.account.id, external_user, now_ms=self._now_ms())
+                user_id = await self._store.user_for(account.id, external_user, now_ms=self._now_ms())
                 if user_id is not None:
-                    self._users[cache_key] = user_id
-                    if len(self._users) > CACHE_ENTRIES_MAX:
-                        self._users.popitem(last=False)
+                    _put(self._users, (account.id, external_user), user_id, CACHE_ENTRIES_MAX)
             caller = replace(caller, user_id=user_id)
         if team_ref and caller.team_id is None:
-            caller = replace(caller, team_id=await self._store.team_for(caller.account.id, team_ref))
+            caller = replace(caller, team_id=await self._store.team_for(account.id, team_ref))
         return caller
 
     async def _with_account(self, caller: Caller, account_ref: str | None) -> Caller:
         """Which account this call is for. Only a service key may name a foreign one."""
         if not caller.service:
-            assert caller.account is not None
-            own = (None, caller.account.id, caller.account.external_id)
-            if account_ref not in own:
+            assert caller.account is not None, "only a service key has no account"
+            if account_ref not in (None, caller.account.id, caller.account.external_id):
                 raise AccountNotFound
             return caller
         if account_ref is None:
             return caller
-        found = await self._accounts.get(account_ref, FRESH_S)
+        found = self._accounts.peek(account_ref, FRESH_S) or await self._accounts.get(account_ref, FRESH_S)
+        if found is not None and found[0].status is AccountStatus.SUSPENDED:
+            found = await self._accounts.get(account_ref, SERVICE_FRESH_S)
         if found is None:
             raise AccountNotFound
         account, budgets = found
         return replace(caller, account=account, budgets=budgets)
 
-    def _digest(self, key: str) -> bytes:
+    def _digest(self, key: str) -> str:
         """Raises InvalidApiKey."""
         if not well_formed(key):
             raise InvalidApiKey
-        return self._hasher.digest(key)
+        return self._hasher.digest(key).hex()
+
+
+def _suspended(caller: Caller) -> bool:
+    return caller.account is not None and caller.account.status is AccountStatus.SUSPENDED

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from gateway.domain import messages, plans
 from gateway.domain.accounts import Subscription, SubscriptionStatus
+from gateway.domain.periods import rfc3339
 from gateway.domain.plans import Catalog, Plan
-from gateway.domain.units import AMOUNT_MAX, Meter
+from gateway.domain.units import Meter
 from gateway.errors import (
     BudgetExceeded,
     CallTooLarge,
@@ -27,6 +27,7 @@ from gateway.errors import (
 from limits import model as engine
 
 RETRY_AFTER_MAX_S = 60
+MINUTE_S = 60
 HELD_RETRY_S = 2
 
 _HINTS: Mapping[str, str] = {
@@ -51,21 +52,14 @@ class Situation:
     subscription: Subscription
 
 
-def rfc3339(at_ms: int) -> str | None:
-    """UTC with seconds; None for "never"."""
-    if not at_ms:
-        return None
-    return datetime.fromtimestamp(at_ms // 1000, UTC).isoformat().replace("+00:00", "Z")
-
-
 def inactive(situation: Situation) -> Refusal:
     """The subscription does not allow calls: its trial or its paid time is over."""
     kind: type[Refusal] = SubscriptionInactive
     if situation.subscription.trial_ends_at_ms and situation.subscription.status is SubscriptionStatus.EXPIRED:
         kind = TrialExpired
-    labels = tuple(plan.label for plan in larger_plans(situation, wallet=None))
-    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=labels)
-    text = messages.render(situation.catalog, kind.code, situation.plan, {})
+    offers = plans.paid_plans(situation.catalog)
+    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, situation.plan))
+    text = messages.render(situation.catalog, kind.code, messages.Facts(plan=situation.plan))
     return kind(text.text, title=text.title, detail=detail)
 
 
@@ -90,31 +84,44 @@ def kind_of(refused: engine.Refused) -> type[Refusal]:
 def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
     """The error for a refused reserve; amounts formatted in the slot's meter."""
     kind = kind_of(refused)
-    meter = situation.catalog.meters.get(refused.meter) or Meter(refused.slot, 0)
+    meter = situation.catalog.meters.get(refused.meter)
     wallet = refused.meter if refused.slot == "wallet" else None
-    offers = larger_plans(situation, wallet) if not kind.retry and refused.slot == "wallet" else ()
+    offers = plans.larger_plans(situation.catalog, situation.plan, wallet) if wallet and not kind.retry else ()
     scope = refused.scope.kind.value if refused.scope is not None else "account"
-    lasting = max(0, refused.limit - refused.used)
-    shown = refused.available if kind.retry else lasting
+    free = refused.available if kind.retry else refused.limit - refused.used
+    retry_after_s = _retry_after_s(kind, refused)
+    written = meter or Meter(refused.slot, 0)
     detail = RefusalDetail(
         scope=scope,
-        limit=meter.format(refused.limit),
-        used=meter.format(refused.used),
-        held=meter.format(refused.held),
-        needed=meter.format(refused.needed),
-        available=meter.format(max(0, shown)),
-        resets_at=rfc3339(refused.resets_at_ms),
+        limit=written.format(refused.limit),
+        used=written.format(refused.used),
+        held=written.format(refused.held),
+        needed=written.format(refused.needed),
+        available=written.format(max(0, free)),
+        resets_at=rfc3339(refused.resets_at_ms) if refused.resets_at_ms else None,
         hint=_HINTS[kind.code],
-        plans=tuple(plan.label for plan in offers),
+        plans=_labels(offers, situation.plan),
     )
-    fields = {
-        "available": meter.format(max(0, shown)),
-        "available.tokens": str(meter.tokens_of(max(0, shown))),
-        "needed": meter.approximately(refused.needed),
-        "resets_at": detail.resets_at or "never",
-    }
-    text = messages.render(situation.catalog, kind.code, situation.plan, fields)
-    return kind(text.text, title=text.title, detail=detail, retry_after_s=_retry_after_s(kind, refused))
+    facts = messages.Facts(
+        plan=situation.plan,
+        meter=meter,
+        unit="" if meter else refused.slot,
+        wallet=wallet,
+        available=max(0, free),
+        needed=refused.needed,
+        used=refused.used,
+        limit=refused.limit,
+        resets_at_ms=refused.resets_at_ms,
+        window_s=MINUTE_S,
+        wait_s=retry_after_s,
+        scope=scope,
+    )
+    text = messages.render(situation.catalog, kind.code, facts)
+    return kind(text.text, title=text.title, detail=detail, retry_after_s=retry_after_s)
+
+
+def _labels(offers: tuple[Plan, ...], here: Plan) -> tuple[str, ...]:
+    return tuple(plan.label for plan in offers if plan.name != here.name)
 
 
 def _retry_after_s(kind: type[Refusal], refused: engine.Refused) -> int | None:
@@ -126,21 +133,3 @@ def _retry_after_s(kind: type[Refusal], refused: engine.Refused) -> int | None:
         wait_s = -(-(refused.resets_at_ms - refused.server_ms) // 1000)
     jitter_s = random.randint(0, max(1, wait_s // 10))  # noqa: S311  # not a secret
     return max(1, min(RETRY_AFTER_MAX_S, wait_s + jitter_s))
-
-
-def larger_plans(situation: Situation, wallet: str | None) -> tuple[Plan, ...]:
-    """Plans that would help: paid ones, or those that grant more of this wallet than the present one."""
-    here = situation.plan
-
-    def size(plan: Plan) -> int:
-        amount = plan.allowance.get(wallet, 0) if wallet else 0
-        return amount if isinstance(amount, int) else AMOUNT_MAX
-
-    chosen = []
-    for plan in situation.catalog.plans.values():
-        if plan.name == here.name:
-            continue
-        paid = plan.price == plans.CUSTOM or plan.price > 0
-        if (paid and wallet is None) or (wallet is not None and size(plan) > size(here)):
-            chosen.append(plan)
-    return tuple(chosen)

@@ -17,6 +17,7 @@ from typing import Any
 
 from uuid_utils import uuid7
 
+from gateway.domain import messages
 from gateway.domain.accounts import Caller
 from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
@@ -97,7 +98,7 @@ class Quota:
         for _ in range(ATTEMPTS_MAX):
             plan = plan_of(caller, ask.catalog)
             if ask.work.feature.name not in (plan.features if plan.features is not None else (ask.work.feature.name,)):
-                raise feature_refused(ask.catalog, plan, caller)
+                raise feature_refused(ask.catalog, plan, ask.work.feature.name)
             assert caller.account is not None
             if not caller.account.subscription.status.usable and not await self._changed(caller):
                 raise inactive(Situation(ask.catalog, plan, caller.account.subscription))
@@ -119,7 +120,8 @@ class Quota:
                     caller, work, clamped_to = await ask.refresh(), ask.work, None
                 case engine_model.Late(server_ms):
                     self.clock.saw(server_ms)
-                case engine_model.Warming():
+                case engine_model.Warming(_, _, record):
+                    self.holds.saw_record(self._engine.partition(caller.account.id), record)
                     raise QuotaUnavailable(retry_after_s=1)
                 case engine_model.Overloaded():
                     raise Overloaded(retry_after_s=5)
@@ -212,10 +214,10 @@ def plan_of(caller: Caller, catalog: Catalog) -> Plan:
     return plan
 
 
-def feature_refused(catalog: Catalog, plan: Plan, caller: Caller) -> TollgateError:
+def feature_refused(catalog: Catalog, plan: Plan, feature: str) -> TollgateError:
     """The plan does not include this feature, in the config's words."""
-    from_config = catalog.messages.get(FeatureNotInPlan.code)
-    return FeatureNotInPlan(from_config["text"].replace("{plan.label}", plan.label) if from_config else None)
+    text = messages.render(catalog, FeatureNotInPlan.code, messages.Facts(plan=plan, feature=feature))
+    return FeatureNotInPlan(text.text, title=text.title)
 
 
 def _lower(work: Work, refused: engine_model.Refused, plan: Plan, ask: Ask) -> Work | engine_model.Refused:
@@ -225,6 +227,6 @@ def _lower(work: Work, refused: engine_model.Refused, plan: Plan, ask: Ask) -> W
     floor = max(plan.clamp, ask.output_floor + 1 if ask.output_floor else 0)
     floor = min(floor, work.output_tokens // ask.choices)
     bound = clamp_output(work, refused, ask.choices)
-    if bound is None or bound < floor:
+    if bound < floor:
         return refused_at(refused, cost_in(work.with_output(floor * ask.choices), refused))
     return work.with_output(bound * ask.choices)

@@ -5,15 +5,13 @@ Pure: the engine's vocabulary on one side, the domain's on the other, no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from gateway.domain import periods, plans
 from gateway.domain.accounts import AccountSnapshot, Budget, Caller
-from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan
+from gateway.domain.plans import Feature, Limits, Model, Plan
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
-from gateway.errors import PriceMissing
 from limits import model as engine
 
 MINUTE_MS = 60_000
@@ -34,29 +32,32 @@ class Work:
         return Work(self.feature, self.model, self.input_tokens, output_tokens, self.uses, self.free)
 
 
-def card_for(work: Work, meter: str) -> RateCard | None:
-    return work.model.card(meter) if work.model is not None else None
+    def priced_in(self, meter: str) -> tuple[Feature, RateCard | None]:
+        """The feature and card that price this work in ``meter``: its own, or by card for a budget in another meter."""
+        card = self.model.card(meter) if self.model is not None else None
+        if meter == self.feature.wallet:
+            return self.feature, card
+        return Feature(self.feature.name, meter, plans.ByCard()), card
 
 
-def price_of_bound(work: Work, meter: str, *, own_wallet: bool) -> int:
-    """What the call costs at most in ``meter`` steps. Raises PriceMissing when it has no price for the model."""
-    card = card_for(work, meter)
-    if own_wallet:
-        if isinstance(work.feature.price, plans.ByCard) and card is None:
-            raise PriceMissing
-        return plans.demand(work.feature, card, work.input_tokens, work.output_tokens, work.uses)
-    if card is None:
-        raise PriceMissing
-    return card.bound(Usage(input=work.input_tokens, output=work.output_tokens))
+def price_of_bound(work: Work, meter: str) -> int:
+    """What the call costs at most, in ``meter`` steps. Raises PriceMissing when the model has no price in it."""
+    feature, card = work.priced_in(meter)
+    return plans.demand(
+        feature, card, input_tokens=work.input_tokens, output_tokens=work.output_tokens, uses=work.uses
+    )
 
 
-def price_of_usage(work: Work, meter: str, usage: Usage, *, own_wallet: bool) -> int:
-    """What the call really costs in ``meter`` steps."""
-    card = card_for(work, meter)
-    if own_wallet:
-        return plans.charge(work.feature, card, usage, work.uses)
-    assert card is not None, "a budget's meter was priced at admission"
-    return card.price(usage)
+def price_of_usage(work: Work, meter: str, usage: Usage) -> int:
+    """What the call really costs, in ``meter`` steps. Raises PriceMissing, but not for what was admitted in it."""
+    feature, card = work.priced_in(meter)
+    return plans.charge(feature, card, usage, work.uses)
+
+
+def _abandoned(plan: Plan, work: Work, meter: str, held: int) -> int:
+    """The provisional charge of a hold whose worker died after the first byte."""
+    feature, card = work.priced_in(meter)
+    return plans.abandoned(plan, feature, card, input_tokens=work.input_tokens, held=held, uses=work.uses)
 
 
 def scopes_of(caller: Caller) -> dict[str, engine.Scope]:
@@ -84,36 +85,22 @@ def demand_of(caller: Caller, plan: Plan, work: Work, now_ms: int) -> engine.Dem
                 concurrency.append(engine.ConcurrencyDemand(scope, limits.concurrent))
     if work.free:
         return engine.Demand((), (), tuple(w for w in windows if w.name == "requests"), tuple(concurrency))
-    input_only = work.with_output(0)
-    amount = price_of_bound(work, work.feature.wallet, own_wallet=True)
-    abandon = _abandon(plan, amount, price_of_bound(input_only, work.feature.wallet, own_wallet=True))
-    wallet = engine.WalletDemand(work.feature.wallet, amount, 0, abandon)
+    amount = price_of_bound(work, work.feature.wallet)
+    wallet = engine.WalletDemand(
+        work.feature.wallet, amount, 0, _abandoned(plan, work, work.feature.wallet, amount)
+    )
     budgets = tuple(
-        _budget(budget, scopes[budget.scope], plan, work, input_only, now_ms)
+        _budget(budget, scopes[budget.scope], plan, work, now_ms)
         for budget in caller.budgets
         if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id
     )
     return engine.Demand((wallet,), budgets, tuple(windows), tuple(concurrency))
 
 
-def _abandon(plan: Plan, amount: int, input_amount: int) -> int:
-    """The provisional charge of a hold whose worker died after the first byte."""
-    match plan.on_abandon:
-        case "release":
-            return 0
-        case "hold":
-            return amount
-        case "estimate":
-            return min(input_amount, amount)
-
-
-def _budget(
-    budget: Budget, scope: engine.Scope, plan: Plan, work: Work, input_only: Work, now_ms: int
-) -> engine.BudgetDemand:
-    own = budget.meter == work.feature.wallet
+def _budget(budget: Budget, scope: engine.Scope, plan: Plan, work: Work, now_ms: int) -> engine.BudgetDemand:
     start_ms, end_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
-    amount = price_of_bound(work, budget.meter, own_wallet=own)
-    abandon = _abandon(plan, amount, price_of_bound(input_only, budget.meter, own_wallet=own))
+    amount = price_of_bound(work, budget.meter)
+    abandon = _abandoned(plan, work, budget.meter, amount)
     return engine.BudgetDemand(
         budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon
     )
@@ -153,21 +140,20 @@ def snapshot_of(snapshot: AccountSnapshot) -> engine.Snapshot:
     )
 
 
-def clamp_output(work: Work, refused: engine.Refused, choices: int) -> int | None:
-    """The largest output bound per choice that the deciding slot can pay, or None when output cannot help there.
-
-    Found by bisection over the real price function, so that it is exact for every card and rounding.
-    """
-    if not depends_on_output(refused) or cost_in(work.with_output(0), refused) > refused.available:
-        return None
-    low, high = 0, work.output_tokens // choices
-    while low < high:
-        middle = (low + high + 1) // 2
-        if cost_in(work.with_output(middle * choices), refused) <= refused.available:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def clamp_output(work: Work, refused: engine.Refused, choices: int) -> int:
+    """The largest output bound per choice that the deciding slot can pay; -1 when not even no output fits."""
+    if refused.slot == "tokens":
+        affordable = min(work.output_tokens, refused.available - work.input_tokens)
+    else:
+        feature, card = work.priced_in(refused.meter)
+        affordable = plans.output_affordable(
+            feature,
+            card,
+            input_tokens=work.input_tokens,
+            available=refused.available,
+            output_max=work.output_tokens,
+        )
+    return affordable // choices if affordable >= 0 else -1
 
 
 def depends_on_output(refused: engine.Refused) -> bool:
@@ -179,9 +165,7 @@ def cost_in(work: Work, refused: engine.Refused) -> int:
     """What the slot that refused would be asked for."""
     if refused.slot == "tokens":
         return work.input_tokens + work.output_tokens
-    if refused.slot not in ("wallet", "budget"):
-        return refused.needed
-    return price_of_bound(work, refused.meter, own_wallet=refused.meter == work.feature.wallet)
+    return price_of_bound(work, refused.meter)
 
 
 def refused_at(refused: engine.Refused, needed: int) -> engine.Refused:
@@ -195,15 +179,3 @@ def refused_at(refused: engine.Refused, needed: int) -> engine.Refused:
     else:
         verdict = engine.Verdict.HELD
     return replace(refused, needed=needed, verdict=verdict)
-
-
-def allowance_of(catalog: Catalog, plan: Plan, terms: Mapping[str, object], wallet: str) -> int | None:
-    """A plan's allowance in a wallet, with an account's own terms; None = unlimited."""
-    amount = plan.allowance.get(wallet, 0)
-    if amount == plans.CUSTOM:
-        custom = terms.get("allowance")
-        value = custom.get(wallet, 0) if isinstance(custom, Mapping) else 0
-        return int(value)
-    if amount == plans.UNLIMITED:
-        return None
-    return int(amount)
