@@ -11,19 +11,21 @@ PYTEST := $(VENV)/bin/python -m pytest
 TEST_PROCESSES ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-fast check lock clean
+.PHONY: help run test test-fast check bench lock clean
 
 help:
 	@echo 'make run        serve the demo: embedded Valkey, SQLite, simulated models (ARGS="--listen HOST:PORT …")'
 	@echo 'make test       every test (as root it installs redis-server and npm packages that are missing)'
 	@echo 'make test-fast  the tests that pip alone can serve'
 	@echo 'make check      ruff, mypy --strict, import and size rules'
+	@echo 'make bench      Tollgate beside its peers (two cores, about ten minutes; ARGS=--quick for a smoke run)'
 	@echo 'make lock       renew requirements.lock and requirements-dev.lock from pyproject.toml'
 
 run: $(VENV)/.installed
 	@exec $(VENV)/bin/tollgate serve --demo $(ARGS)
 
-test: $(VENV)/.installed-dev tools
+test: $(VENV)/.installed-dev
+	@.ci/tools test
 	$(PYTEST) -n $(TEST_PROCESSES) --dist loadgroup
 
 test-fast: $(VENV)/.installed-dev
@@ -35,10 +37,9 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/mypy
 	$(PYTEST) tests/tidy -q -p no:xdist -p no:cacheprovider
 
-# What tests need beyond pip. Nothing here is needed by `make run`.
-.PHONY: tools
-tools:
-	@.ci/tools
+bench: $(VENV)/.installed
+	@.ci/tools bench
+	$(VENV)/bin/python -m bench $(ARGS)
 
 LOCK := $(VENV)/bin/uv pip compile pyproject.toml --group build --universal --python-version 3.11 \
         --generate-hashes --no-header --no-annotate --quiet
