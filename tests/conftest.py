@@ -9,6 +9,18 @@ import pytest
 from tests.support import postgres as pg
 from tests.support import servers
 
+BEYOND_PIP = {"redis7": pytest.mark.apt, "aimock": pytest.mark.npm}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that names redis7 or aimock, in a fixture or a parameter, needs them: `make test-fast` leaves it out."""
+    for item in items:
+        used = f"{item.nodeid} {' '.join(getattr(item, 'fixturenames', ()))}"
+        for name, mark in BEYOND_PIP.items():
+            if name in used:
+                item.add_marker(mark)
+
 
 @pytest.fixture(scope="session")
 def shared_valkey() -> Iterator[servers.RedisServer]:
