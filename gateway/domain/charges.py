@@ -1,7 +1,7 @@
 """The charge of one call: the usage row, as it travels from the worker through Redis' outbox into SQL.
 
 Rules
-1. A charge is keyed by its hold's id. It moves none → lapsed → settled, each once; SQL decides, in whatever order they come.
+1. A charge is keyed by its hold's id. It moves none → lapsed → settled, each once; SQL decides, in any order.
 2. ``encode``/``decode`` are exact inverses and versioned: a worker of the next release may find this one's rows.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from gateway.domain.usage import Basis, Usage
 
 LAPSED: Final = "lapsed"
 SETTLED: Final = "settled"
+REVERSED: Final = "reversed"  # a lapse taken back by its settle; a row of the bill, never a state of a charge
 VERSION: Final = 1
 
 
@@ -69,7 +70,7 @@ class ChargeRow:
 
 @dataclass(frozen=True, slots=True)
 class ChargeChange:
-    """What SQL made of a charge: the account's next seq, and what it added to each grant and budget (may be negative)."""
+    """What SQL made of a charge: the account's next seq, and what it added to grants and budgets (may be negative)."""
 
     seq: int
     lines: tuple[GrantLine, ...]
@@ -86,8 +87,10 @@ class Committed:
     changes: tuple[ChargeChange, ...]
 
 
-def lapsed(note: ChargeRow, *, lines: Sequence[GrantLine], budgets: Sequence[BudgetLine], ended_at_ms: int) -> ChargeRow:
-    """The provisional charge of a hold that lapsed: what its worker noted when it was taken, with what it is charged."""
+def lapsed(
+    note: ChargeRow, *, lines: Sequence[GrantLine], budgets: Sequence[BudgetLine], ended_at_ms: int
+) -> ChargeRow:
+    """The provisional charge of a lapsed hold: what its worker noted when it was taken, with what it is charged."""
     return replace(
         note,
         state=LAPSED,
@@ -100,6 +103,16 @@ def lapsed(note: ChargeRow, *, lines: Sequence[GrantLine], budgets: Sequence[Bud
         status=0,
         end=LAPSED,
     )
+
+
+def steps(known: Collection[str], state: str) -> tuple[str, ...]:
+    """The rows to write when a charge of ``state`` comes to a hold that has rows of the ``known`` states (law 3).
+
+    A settle after a lapse reverses it and writes its own row; a lapse after a settle, or anything twice, writes none.
+    """
+    if SETTLED in known or state in known:
+        return ()
+    return (REVERSED, SETTLED) if LAPSED in known else (state,)
 
 
 # --- the wire ----------------------------------------------------------------------------------------------------

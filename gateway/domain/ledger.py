@@ -1,7 +1,7 @@
 """Double entry: what each event posts between an account's grants and the books around them.
 
 Rules
-1. An entry moves an amount > 0 out of one book (debit) into another (credit), so each meter is balanced by construction.
+1. An entry moves an amount > 0 out of one book (debit) into another (credit): each meter is balanced by construction.
 2. Every entry concerns one grant: one side of it is that grant's book, the other one of the counter-books.
 3. What is in a grant's book = its amount − its used + what was written off; nothing is ever edited, a correction is an
    entry of the opposite kind.
@@ -89,7 +89,8 @@ def charge_entries(lines: Iterable[tuple[str, int, int]], *, seq_first: int, seq
             key = (wallet, grant, Kind.CHARGED if amount > 0 else Kind.REVERSED)
             sums[key] = sums.get(key, 0) + abs(amount)
     return [
-        Entry(wallet, grant, kind, amount, seq_first, seq_last) for (wallet, grant, kind), amount in sorted(sums.items())
+        Entry(wallet, grant, kind, amount, seq_first, seq_last)
+        for (wallet, grant, kind), amount in sorted(sums.items())
     ]
 
 

@@ -1,0 +1,263 @@
+"""What a batch of charges becomes, worked out on what the database holds of their accounts. No I/O.
+
+The writer reads the ``Batch``, books each charge on it, and writes what it then says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import Row
+
+from gateway.domain.charges import (
+    LAPSED,
+    REVERSED,
+    SETTLED,
+    BudgetLine,
+    ChargeChange,
+    ChargeRow,
+    Committed,
+    GrantLine,
+    encode,
+    steps,
+)
+from gateway.domain.periods import billing_month
+from gateway.domain.units import AMOUNT_MAX
+
+_NEGATED: Final = (
+    "input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning",
+    "held", "charged", "overrun",
+)  # fmt: skip
+_ID_MAX: Final = 36
+_dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(slots=True)
+class Grant:
+    """A grant's row, with what the batch adds to it."""
+
+    wallet: str
+    amount: int
+    used: int
+    starts_at_ms: int
+    expires_at_ms: int
+    added: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.amount - self.used - self.added
+
+    def is_open(self, at_ms: int) -> bool:
+        return self.starts_at_ms <= at_ms and not 0 < self.expires_at_ms <= at_ms
+
+
+@dataclass(slots=True)
+class Account:
+    """An account's row, locked, with what the batch adds to it."""
+
+    id: str
+    seq: int
+    grants: dict[int, Grant] = field(default_factory=dict)
+    budgets: set[int] = field(default_factory=set)
+    seq_before: int = 0
+    posted: list[tuple[str, int, int]] = field(default_factory=list)  # (wallet, grant, amount)
+    budget_uses: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.seq_before = self.seq
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A row of ``usage`` that is there, or will be when the batch is written."""
+
+    account_id: str
+    state: str
+    change: ChargeChange
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, row: Row[Any]) -> Known:
+        values = dict(row._mapping)
+        lines = tuple(
+            GrantLine(line[3] if len(line) > 3 else row.wallet, line[0], line[1]) for line in json.loads(row.lines)
+        )
+        budgets = tuple(BudgetLine(*line) for line in json.loads(row.budgets))
+        return cls(row.account_id, row.state, ChargeChange(row.seq, lines, budgets), values)
+
+
+class Batch:
+    """The accounts of a batch, what is known of its holds, and what is to be written."""
+
+    def __init__(self, accounts: dict[str, Account]) -> None:
+        self.accounts = accounts
+        self.known: dict[str, list[Known]] = {}
+        self.usage: list[dict[str, Any]] = []
+        self.rejects: list[dict[str, Any]] = []
+
+    def has_grants(self, rows: Iterable[ChargeRow]) -> bool:
+        """Whether all grants that these charges name are here."""
+        for row in rows:
+            account = self.accounts.get(row.account_id)
+            if account is not None and any(line.grant not in account.grants for line in row.lines):
+                return False
+        return all(
+            line.grant in self.accounts[known.account_id].grants
+            for rows_of_hold in self.known.values()
+            for known in rows_of_hold
+            if known.account_id in self.accounts
+            for line in known.change.lines
+        )
+
+    def book(self, row: ChargeRow, now_ms: int) -> Callable[[], Committed]:
+        """Take the steps that this charge asks for. The answer is complete when the whole batch is booked."""
+        known = self.known.setdefault(row.hold_id, [])
+        todo = steps([each.state for each in known], row.state)
+        why = _unbookable(self, row, known) if todo else None
+        if why is not None:
+            self._reject(row, why, now_ms)
+            return lambda: Committed(row.account_id, row.hold_id, row.state, ())
+        for step in todo:
+            if step == REVERSED:
+                lapse = next(each for each in known if each.state == LAPSED)
+                known.append(self._reverse(lapse, row, now_ms))
+            else:
+                known.append(self._charge(row, now_ms))
+        return lambda: _answer(row, known)
+
+    def _charge(self, row: ChargeRow, now_ms: int) -> Known:
+        account = self.accounts[row.account_id]
+        values = _values(row)
+        return self._add(account, values, row.lines, row.budgets, now_ms)
+
+    def _reverse(self, lapse: Known, row: ChargeRow, now_ms: int) -> Known:
+        """The lapse's row once more with all its amounts negated, at the time of the settle."""
+        values = dict(lapse.values)
+        values.update({name: -values[name] for name in _NEGATED})
+        values.update(state=REVERSED, at_ms=row.ended_at_ms, month=billing_month(row.ended_at_ms))
+        lines = tuple(GrantLine(line.wallet, line.grant, -line.amount) for line in lapse.change.lines)
+        budgets = tuple(BudgetLine(line.budget, line.starts_at_ms, -line.amount) for line in lapse.change.budgets)
+        return self._add(self.accounts[row.account_id], values, lines, budgets, now_ms)
+
+    def _add(
+        self,
+        account: Account,
+        values: dict[str, Any],
+        lines: Sequence[GrantLine],
+        budgets: Sequence[BudgetLine],
+        now_ms: int,
+    ) -> Known:
+        """Give the change its seq, move the balances, and keep its row."""
+        account.seq += 1
+        texts = []
+        for line in lines:
+            grant = account.grants[line.grant]
+            grant.added += line.amount
+            account.posted.append((grant.wallet, line.grant, line.amount))
+            other = "" if grant.wallet == values["wallet"] else f",{_dumps(grant.wallet)}"
+            texts.append(f"[{line.grant},{line.amount},{grant.left}{other}]")
+        for budget in budgets:
+            key = (budget.budget, budget.starts_at_ms)
+            account.budget_uses[key] = account.budget_uses.get(key, 0) + budget.amount
+        wallet, at_ms = values["wallet"], values["at_ms"]
+        values.update(
+            seq=account.seq,
+            committed_at_ms=now_ms,
+            balance_after=sum(g.left for g in account.grants.values() if g.wallet == wallet and g.is_open(at_ms)),
+            lines=f"[{','.join(texts)}]",
+            budgets=_dumps([(line.budget, line.starts_at_ms, line.amount) for line in budgets]),
+        )
+        self.usage.append(values)
+        change = ChargeChange(account.seq, tuple(lines), tuple(budgets))
+        return Known(account.id, values["state"], change, values)
+
+    def _reject(self, row: ChargeRow, why: str, now_ms: int) -> None:
+        self.rejects.append(
+            {
+                "hold_id": row.hold_id,
+                "account_id": row.account_id,
+                "state": row.state,
+                "why": why,
+                "row": encode(row).hex(),
+                "created_at_ms": now_ms,
+            }
+        )
+
+
+def _answer(row: ChargeRow, known: Sequence[Known]) -> Committed:
+    state = SETTLED if any(each.state == SETTLED for each in known) else LAPSED
+    return Committed(row.account_id, row.hold_id, state, tuple(each.change for each in known))
+
+
+def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | None:
+    """Why this charge has no place in the database; None when it has."""
+    account = batch.accounts.get(row.account_id)
+    if account is None:
+        return "no such account"
+    if row.state not in (LAPSED, SETTLED):
+        return "no such state"
+    if any(each.account_id != row.account_id for each in known):
+        return "the hold is another account's"
+    ids = (row.hold_id, row.key_id, row.team_id, row.user_id)
+    if any(value is not None and (len(value) > _ID_MAX or not value.isascii() or "\0" in value) for value in ids):
+        return "not an id"
+    for line in row.lines:
+        grant = account.grants.get(line.grant)
+        if grant is None or grant.wallet != line.wallet:
+            return f"no grant {line.grant} in wallet {line.wallet}"
+    for budget in row.budgets:
+        if budget.budget not in account.budgets:
+            return f"no budget {budget.budget}"
+    amounts = [line.amount for line in row.lines] + [line.amount for line in row.budgets]
+    if any(not 0 <= amount <= AMOUNT_MAX for amount in (*amounts, row.held, row.charged, row.overrun)):
+        return "not an amount"
+    return None
+
+
+def _values(row: ChargeRow) -> dict[str, Any]:
+    """The columns of ``usage`` that the charge itself says."""
+    used = row.usage
+    return {
+        "account_id": row.account_id,
+        "hold_id": row.hold_id,
+        "state": row.state,
+        "created_at_ms": row.created_at_ms,
+        "at_ms": row.ended_at_ms,
+        "month": billing_month(row.ended_at_ms),
+        "route": row.route,
+        "model": _storable(row.model),
+        "upstream": row.upstream,
+        "plan": row.plan,
+        "feature": row.feature,
+        "wallet": row.wallet,
+        "card_version": row.card_version,
+        "basis": row.basis.value,
+        "input": used.input,
+        "cache_read": used.cache_read,
+        "cache_write_5m": used.cache_write_5m,
+        "cache_write_1h": used.cache_write_1h,
+        "cache_write": used.cache_write,
+        "output": used.output,
+        "reasoning": used.reasoning,
+        "held": row.held,
+        "charged": row.charged,
+        "overrun": row.overrun,
+        "status": row.status,
+        "end": row.end,
+        "key_id": row.key_id,
+        "team_id": row.team_id,
+        "user_id": row.user_id,
+        "job": _storable(row.job),
+        "job_type": _storable(row.job_type),
+        "metadata": _dumps(row.metadata) if row.metadata else "{}",
+    }
+
+
+def _storable(text: str | None) -> str | None:
+    """What a caller wrote, without what PostgreSQL refuses: it must not hold up the bill."""
+    if text is None or (text.isascii() and "\0" not in text):
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

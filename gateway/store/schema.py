@@ -1,0 +1,354 @@
+"""The tables, once for SQLite and PostgreSQL.
+
+Rules
+1. Amounts are integers in their meter's smallest step, times Unix milliseconds UTC (``…_at_ms``, 0 = never), ids UUIDv7
+   text. An account's grants, budgets and charges have small dense numbers of their own.
+2. ``usage``, ``usage_rejects``, ``ledger`` and ``audit_log`` are append-only, kept so by triggers (``migrations``).
+3. Secrets are not stored: of a key its HMAC and the first characters.
+4. What the hot path appends has no foreign keys: the account's row is locked when its charges are written, and the
+   audit finds what would be amiss.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+APPEND_ONLY: Final = ("usage", "usage_rejects", "ledger", "audit_log")
+
+
+class Json(TypeDecorator[Any]):
+    """A JSON document as text: read whole, never searched in."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
+        return json.dumps(value, separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+def _id(name: str = "id", **options: Any) -> Column[str]:
+    return Column(name, String(36), **options)
+
+
+def _ref(name: str, target: str, *, nullable: bool = False) -> Column[str]:
+    return Column(name, String(36), ForeignKey(target), nullable=nullable)
+
+
+def _text(name: str, *, nullable: bool = False) -> Column[str]:
+    return Column(name, Text, nullable=nullable)
+
+
+def _int(name: str, *, default: int | None = None) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
+
+
+def _serial(name: str = "id") -> Column[int]:
+    return Column(name, BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+
+
+def _json(name: str) -> Column[Mapping[str, Any]]:
+    return Column(name, Json, nullable=False)
+
+
+# --- who -----------------------------------------------------------------------------------------------------------
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", SmallInteger, primary_key=True, autoincrement=False),
+    _id("installation_id", nullable=False),
+    _int("partitions"),
+    _int("created_at_ms"),
+    CheckConstraint("id = 1", name="single"),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    _id(primary_key=True),
+    Column("external_id", Text, unique=True),
+    _text("email", nullable=True),
+    _text("name"),
+    _text("status"),
+    _int("rev", default=1),  # grows with each change that a cached caller must see
+    _int("seq", default=0),  # last charge change
+    _int("charged_at_ms", default=0),  # of the last charge change
+    _int("grants_made", default=0),
+    _int("budgets_made", default=0),
+    _int("users_seen", default=0),
+    _int("created_at_ms"),
+)
+Index("ix_accounts_email", func.lower(accounts.c.email))
+
+teams = Table(
+    "teams",
+    metadata,
+    _id(primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _text("external_id", nullable=True),
+    _text("name"),
+    _int("created_at_ms"),
+    UniqueConstraint("account_id", "external_id"),
+    Index(None, "account_id", "id"),
+)
+
+users = Table(
+    "users",
+    metadata,
+    _id(primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _ref("team_id", "teams.id", nullable=True),
+    _text("external_id", nullable=True),
+    _text("email", nullable=True),
+    _text("name"),
+    _int("created_at_ms"),
+    UniqueConstraint("account_id", "external_id"),
+    Index(None, "account_id", "id"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    _id(primary_key=True),
+    _ref("account_id", "accounts.id", nullable=True),  # none: a service key
+    _ref("team_id", "teams.id", nullable=True),
+    _ref("user_id", "users.id", nullable=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    _text("prefix"),
+    _text("name"),
+    _int("created_at_ms"),
+    _int("expires_at_ms", default=0),
+    _int("revoked_at_ms", default=0),
+    _id("rotated_to", nullable=True),
+    Index(None, "account_id", "id"),
+)
+
+# --- what they bought ------------------------------------------------------------------------------------------------
+
+plan_versions = Table(
+    "plan_versions",
+    metadata,
+    _serial(),
+    _text("plan"),
+    _text("version"),
+    _json("content"),
+    _int("created_at_ms"),
+    UniqueConstraint("plan", "version"),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    metadata,
+    _id(primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _text("plan"),
+    _text("plan_version"),
+    _text("status"),
+    _int("anchor_at_ms"),
+    _int("period_starts_at_ms"),
+    _int("period_ends_at_ms"),
+    _int("granted_until_ms"),  # end of the last period that has its grants: at most one period ahead
+    _int("trial_ends_at_ms", default=0),
+    Column("cancel_at_period_end", SmallInteger, nullable=False, server_default=text("0")),
+    _json("terms"),
+    _int("created_at_ms"),
+    _int("ended_at_ms", default=0),  # 0 = the account's current one
+    Index("uq_subscriptions_current", "account_id", unique=True,
+          sqlite_where=text("ended_at_ms = 0"), postgresql_where=text("ended_at_ms = 0")),
+    Index(None, "account_id", "id"),
+    Index("ix_subscriptions_granted_until", "granted_until_ms",
+          sqlite_where=text("ended_at_ms = 0"), postgresql_where=text("ended_at_ms = 0")),
+)  # fmt: skip
+
+grants = Table(
+    "grants",
+    metadata,
+    _ref("account_id", "accounts.id"),
+    _int("number"),
+    _id(nullable=False),
+    _text("wallet"),
+    _int("amount"),
+    _int("used", default=0),
+    _int("written_off", default=0),  # debt forgiven or carried
+    _text("source"),
+    _int("priority"),
+    _int("starts_at_ms"),
+    _int("expires_at_ms"),
+    _text("key", nullable=True),  # what granted it: at most once per account
+    _text("reason"),
+    _int("created_at_ms"),
+    PrimaryKeyConstraint("account_id", "number"),
+    UniqueConstraint("id"),
+    UniqueConstraint("account_id", "key"),
+    CheckConstraint("amount >= 0", name="amount"),
+    CheckConstraint("used >= 0", name="used"),
+)
+
+pushes = Table(
+    "pushes",
+    metadata,
+    _serial(),
+    _id("account_id", nullable=False),
+    _text("cause"),
+    _int("created_at_ms"),
+    sqlite_autoincrement=True,
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    _ref("account_id", "accounts.id"),
+    _int("number"),
+    _text("scope"),
+    _id("scope_id", nullable=False),
+    _text("meter"),
+    _int("amount"),
+    _text("period"),
+    _int("anchor_at_ms"),
+    _text("time_zone"),
+    _int("created_at_ms"),
+    _int("removed_at_ms", default=0),
+    PrimaryKeyConstraint("account_id", "number"),
+    CheckConstraint("amount >= 0", name="amount"),
+)
+
+budget_uses = Table(
+    "budget_uses",
+    metadata,
+    _id("account_id", nullable=False),
+    _int("number"),
+    _int("starts_at_ms"),
+    _int("used", default=0),
+    PrimaryKeyConstraint("account_id", "number", "starts_at_ms"),
+)
+
+# --- what they used --------------------------------------------------------------------------------------------------
+
+usage = Table(
+    "usage",
+    metadata,
+    _id("account_id", nullable=False),
+    _int("seq"),
+    _id("hold_id", nullable=False),
+    _text("state"),  # lapsed | reversed | settled
+    _int("created_at_ms"),  # when the hold was taken
+    _int("at_ms"),  # when it ended
+    _int("committed_at_ms"),
+    Column("month", String(7), nullable=False),  # of at_ms, UTC: 2026-11
+    _text("route"),
+    _text("model", nullable=True),
+    _text("upstream", nullable=True),
+    _text("plan"),
+    _text("feature"),
+    _text("wallet"),
+    _text("card_version"),
+    _text("basis"),
+    _int("input"),
+    _int("cache_read"),
+    _int("cache_write_5m"),
+    _int("cache_write_1h"),
+    _int("cache_write"),
+    _int("output"),
+    _int("reasoning"),
+    _int("held"),
+    _int("charged"),
+    _int("overrun"),
+    _int("balance_after"),  # of the wallet's open grants
+    _text("lines"),  # JSON [[grant number, amount, left on the grant, its wallet if another], …]
+    _text("budgets"),  # JSON [[budget number, period start, amount], …]
+    Column("status", SmallInteger, nullable=False),
+    _text("end"),
+    _id("key_id", nullable=True),
+    _id("team_id", nullable=True),
+    _id("user_id", nullable=True),
+    _text("job", nullable=True),
+    _text("job_type", nullable=True),
+    _text("metadata"),
+    PrimaryKeyConstraint("account_id", "seq"),
+    UniqueConstraint("hold_id", "state"),
+    Index(None, "account_id", "at_ms", "seq"),
+    Index(None, "account_id", "month", "seq"),
+    Index(None, "committed_at_ms"),
+)
+
+usage_rejects = Table(
+    "usage_rejects",
+    metadata,
+    _serial(),
+    _text("hold_id"),
+    _text("account_id"),
+    _text("state"),
+    _text("why"),
+    _text("row"),  # the charge as it travelled
+    _int("created_at_ms"),
+    UniqueConstraint("hold_id", "state"),
+)
+
+ledger = Table(
+    "ledger",
+    metadata,
+    _serial(),
+    _id("account_id", nullable=False),
+    _text("wallet"),
+    _int("grant_number"),
+    _text("kind"),
+    _text("debit"),  # book the amount leaves
+    _text("credit"),  # book it goes to
+    _int("amount"),
+    _int("seq_first", default=0),  # the charge changes that this entry sums up; 0 = none
+    _int("seq_last", default=0),
+    _text("reason"),
+    _int("created_at_ms"),
+    CheckConstraint("amount > 0", name="amount"),
+    Index(None, "account_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    _serial(),
+    _id("account_id", nullable=True),
+    _text("actor"),
+    _text("action"),
+    _json("detail"),
+    _int("created_at_ms"),
+    Index(None, "account_id", "id"),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,108 @@
+"""What Redis is loaded from: one consistent snapshot per account, and the pushes that say who needs one.
+
+Rules
+1. A snapshot is one instant of the database: its ``seq`` is the last charge change that its sums include.
+2. A push is a note, not news: whoever finds it marks the account stale and loads a snapshot. Deleting one that is gone
+   already is nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.domain.accounts import AccountSnapshot, BudgetUse
+from gateway.domain.turns import turn_at_ms
+from gateway.store.accounts import current, subscription_of
+from gateway.store.common import wall_clock_ms
+from gateway.store.database import Database
+from gateway.store.grants import grant_of
+from gateway.store.schema import budget_uses, budgets, grants, pushes
+from gateway.store.subscriptions import Subscriptions
+
+_ENDED_SLACK_MS = 60_000  # grants that ended just now stay in the snapshot: Redis' clock decides, not this one
+
+
+class State:
+    """Snapshots, turns and pushes: all that brings an account's grants to Redis."""
+
+    def __init__(
+        self, database: Database, subscriptions: Subscriptions, *, now_ms: Callable[[], int] = wall_clock_ms
+    ) -> None:
+        self._database = database
+        self._subscriptions = subscriptions
+        self._now_ms = now_ms
+
+    async def snapshot(self, account_id: str) -> AccountSnapshot:
+        """The account's grants that have not ended, with their sums. Raises AccountNotFound, StoreUnavailable."""
+        since_ms = self._now_ms() - _ENDED_SLACK_MS
+        async with self._database.snapshot() as connection:
+            row = await current(connection, account_id)
+            found = await connection.execute(
+                select(grants)
+                .where(
+                    grants.c.account_id == account_id,
+                    or_(grants.c.expires_at_ms == 0, grants.c.expires_at_ms > since_ms),
+                )
+                .order_by(grants.c.number)
+            )
+            states = tuple(grant_of(each) for each in found)
+            uses = await _newest_uses(connection, account_id) if row.budgets_made else ()
+        return AccountSnapshot(
+            account_id=account_id,
+            seq=row.seq,
+            rev=row.rev,
+            turn_at_ms=self._turn_at_ms(row),
+            period_starts_at_ms=row.period_starts_at_ms,
+            grants=states,
+            budgets=uses,
+        )
+
+    async def turn(self, account_id: str, *, now_ms: int) -> str:
+        """As ``Subscriptions.turn``."""
+        return await self._subscriptions.turn(account_id, now_ms=now_ms)
+
+    async def pushes(self, *, limit: int = 100) -> tuple[tuple[int, str], ...]:
+        """(push, account) of what waits, the oldest first. Raises StoreUnavailable."""
+        async with self._database.read() as connection:
+            query = select(pushes.c.id, pushes.c.account_id).order_by(pushes.c.id).limit(limit)
+            found = await connection.execute(query)
+            return tuple((row.id, row.account_id) for row in found)
+
+    async def delete_pushes(self, ids: Sequence[int]) -> None:
+        """Raises StoreUnavailable."""
+        if ids:
+            async with self._database.write() as connection:
+                await connection.execute(delete(pushes).where(pushes.c.id.in_(ids)))
+
+    def _turn_at_ms(self, row: Row[Any]) -> int:
+        """A period whose successor is granted already needs no decision at its end, only at the successor's."""
+        at_ms = turn_at_ms(subscription_of(row), grace_ms=self._subscriptions.grace_ms)
+        return max(at_ms, row.granted_until_ms) if at_ms else 0
+
+
+async def _newest_uses(connection: AsyncConnection, account_id: str) -> tuple[BudgetUse, ...]:
+    """The use of each live budget in its newest period."""
+    newest = (
+        select(budget_uses.c.number, func.max(budget_uses.c.starts_at_ms).label("starts_at_ms"))
+        .where(budget_uses.c.account_id == account_id)
+        .group_by(budget_uses.c.number)
+        .subquery()
+    )
+    found = await connection.execute(
+        select(budget_uses.c.number, budget_uses.c.starts_at_ms, budget_uses.c.used)
+        .join(
+            newest,
+            and_(budget_uses.c.number == newest.c.number, budget_uses.c.starts_at_ms == newest.c.starts_at_ms),
+        )
+        .join(
+            budgets,
+            and_(budgets.c.account_id == budget_uses.c.account_id, budgets.c.number == budget_uses.c.number),
+        )
+        .where(budget_uses.c.account_id == account_id, budgets.c.removed_at_ms == 0)
+        .order_by(budget_uses.c.number)
+    )
+    return tuple(BudgetUse(row.number, row.starts_at_ms, row.used) for row in found)

@@ -1,0 +1,146 @@
+"""Real databases for tests, migrated and empty: SQLite files and PostgreSQL databases, each copied from a template.
+
+``stores.open_sqlite(folder)`` and ``stores.Templates(server).open()`` give a ``Store``; close it. The pytest fixtures are in
+``tests/store/conftest.py``; other tests import this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.domain.accounts import Account
+from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
+from gateway.domain.plans import Catalog
+from gateway.domain.usage import Basis, Usage
+from gateway.store.common import new_id
+from gateway.store.database import EMBEDDED, EMBEDDED_FILE, open_database
+from gateway.store.migration import migrate
+from gateway.store.store import Store, open_store
+from tests.support import catalogs
+from tests.support.postgres import Postgres
+
+NOW_MS = 1_763_600_000_000  # 2025-11-20T00:53:20Z
+DAY_MS = 86_400_000
+CATALOG = catalogs.catalog(catalogs.trial(), catalogs.plan("pro", allowance={"tokens": 500_000}))
+
+
+@dataclass
+class Clock:
+    """The store's clock in tests: stands still unless moved."""
+
+    now_ms: int = NOW_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+async def migrated(url: str, folder: Path) -> None:
+    """Bring the database to head and leave it."""
+    database = open_database(url, folder=folder)
+    try:
+        await migrate(database)
+    finally:
+        await database.close()
+
+
+@functools.cache
+def _sqlite_template() -> Path:
+    """One migrated SQLite file per test process."""
+    folder = Path(tempfile.mkdtemp(prefix="tgdb-", dir="/tmp"))
+    asyncio.run(migrated(EMBEDDED, folder))
+    return folder / EMBEDDED_FILE
+
+
+def copy_sqlite(folder: Path) -> None:
+    """A migrated, empty embedded database in ``folder``."""
+    shutil.copy(_sqlite_template(), folder / EMBEDDED_FILE)
+
+
+class Databases:
+    """Migrated databases on one PostgreSQL server, copied from a template made on first use."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self._numbers = itertools.count(1)
+        self._template: str | None = None
+
+    def create(self) -> str:
+        """The URL of a new migrated, empty database."""
+        if self._template is None:
+            url = self.server.create_database()
+            asyncio.run(migrated(url, Path("/tmp")))
+            self._template = url.partition("@/")[2].partition("?")[0]
+        name = f"s{os.getpid()}_{next(self._numbers)}"
+        self.server.psql(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY FILE_COPY")
+        return f"postgresql://postgres@/{name}?host={self.server.folder}"
+
+    def drop(self, url: str) -> None:
+        self.server.drop_database(url)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    url: str,
+    folder: Path,
+    *,
+    catalog: Catalog | Callable[[], Catalog] = CATALOG,
+    clock: Callable[[], int] | None = None,
+    grace_ms: int = 0,
+    timeout_s: float | None = None,
+) -> AsyncIterator[Store]:
+    """A store on a database that exists, closed at the end."""
+    current = catalog if callable(catalog) else lambda: catalog
+    store = open_store(
+        url, folder=folder, catalog=current, grace_ms=grace_ms, now_ms=clock or Clock(), timeout_s=timeout_s
+    )
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def charge(
+    account: Account | str,
+    *lines: tuple[int, int],
+    hold_id: str | None = None,
+    state: str = "settled",
+    budgets: tuple[tuple[int, int, int], ...] = (),
+    wallet: str = "tokens",
+    at_ms: int = NOW_MS,
+    **changes: object,
+) -> ChargeRow:
+    """A charge of (grant number, amount) lines and (budget number, period start, amount) budgets."""
+    total = sum(amount for _, amount in lines)
+    values: dict[str, object] = {
+        "hold_id": hold_id or new_id(),
+        "account_id": account if isinstance(account, str) else account.id,
+        "state": state,
+        "created_at_ms": at_ms - 1000,
+        "ended_at_ms": at_ms,
+        "route": "openai_chat",
+        "model": "gpt-5-mini",
+        "upstream": "openai",
+        "plan": "pro",
+        "feature": "general",
+        "wallet": wallet,
+        "card_version": "v1",
+        "usage": Usage(input=total),
+        "basis": Basis.PROVIDER,
+        "held": total,
+        "charged": total,
+        "overrun": 0,
+        "lines": tuple(GrantLine(wallet, number, amount) for number, amount in lines),
+        "budgets": tuple(BudgetLine(*line) for line in budgets),
+        "status": 200 if state == "settled" else 0,
+        "end": "complete" if state == "settled" else "lapsed",
+    }
+    return ChargeRow(**{**values, **changes})  # type: ignore[arg-type]
