@@ -24,10 +24,12 @@ def tree_of(kind: type[errors.TollgateError]) -> Iterator[type[errors.TollgateEr
         yield from tree_of(below)
 
 
-def codes() -> set[str]:
-    """Every code of the error tree, and those that ``BadRequest`` is raised with."""
-    named = {kind.code for kind in tree_of(errors.TollgateError)}
-    literal = {
+CODES = sorted({kind.code for kind in tree_of(errors.TollgateError)})
+
+
+def bad_request_codes() -> set[str]:
+    """The codes that ``BadRequest``, one class for many, is raised with."""
+    return {
         node.args[0].value
         for source in python("gateway")
         for node in ast.walk(source.tree)
@@ -35,8 +37,8 @@ def codes() -> set[str]:
         and called(node).split(".")[-1] == "BadRequest"
         and node.args
         and isinstance(node.args[0], ast.Constant)
+        and isinstance(node.args[0].value, str)
     }
-    return named | {code for code in literal if isinstance(code, str)}
 
 
 def metrics() -> set[str]:
@@ -52,9 +54,15 @@ def metrics() -> set[str]:
     }
 
 
-@pytest.mark.parametrize("code", sorted(codes()))
-def test_every_error_code_has_its_place_in_the_docs(code: str) -> None:
-    assert f"### `{code}`" in doc("errors.md"), f"docs/errors.md has no section for {code}"
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_code_has_a_section_in_the_docs(code: str) -> None:
+    known = re.findall(r"^### `(\w+)`$", doc("errors.md"), re.MULTILINE)
+    assert code in known
+
+
+def test_every_code_of_a_bad_request_has_a_row_in_the_docs() -> None:
+    known = re.findall(r"^\| `(\w+)` \|", doc("errors.md"), re.MULTILINE)
+    assert bad_request_codes() <= set(known)
 
 
 @pytest.mark.parametrize("kind", sorted(tree_of(errors.TollgateError), key=lambda kind: kind.__name__))
@@ -64,9 +72,9 @@ def test_an_error_code_has_the_status_that_the_docs_say(kind: type[errors.Tollga
     assert int(row[1]) == kind.status
 
 
-@pytest.mark.parametrize("name", sorted(metrics()))
-def test_every_metric_has_its_place_in_the_docs(name: str) -> None:
-    assert f"`{name}" in doc("metrics.md"), f"docs/metrics.md does not know {name}"
+def test_every_metric_has_a_row_in_the_docs() -> None:
+    known = re.findall(r"^\| `(tollgate_\w+)` \|", doc("metrics.md"), re.MULTILINE)
+    assert metrics() <= set(known)
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.tidy.tree import ROOT, files
 
-SHARED = {"prelude"}  # local functions, put in front of every script
+SHARED = {"prelude", "demand"}  # local functions, put in front of scripts
 SCRIPTS = [path for path in files("limits", suffixes={".lua"}) if path.stem not in SHARED]
 IDS = [path.stem for path in SCRIPTS]
 SECTIONS = {
