@@ -106,11 +106,12 @@ def render(catalog: Catalog, reason: str, facts: Facts) -> Message:
     return Message(" ".join(sentence for sentence in sentences if sentence))
 
 
-def problems(template: str) -> list[str]:
-    """What is wrong with a template, as ``expected …, found …``; empty when it can be rendered for any facts."""
+def problems(template: str) -> list[tuple[str, str]]:
+    """What is wrong with a template: (expected, found); empty when it can be rendered for any facts."""
     if re.search(r"[{}]", _FIELD.sub("", template)):
-        return [f"expected every brace to enclose a field, found {template!r}"]
-    return [f"expected a known field, found '{{{name}}}'" for name in _FIELD.findall(template) if name not in _FIELDS]
+        return [("every brace to enclose a field", repr(template))]
+    unknown = [name for name in _FIELD.findall(template) if name not in _FIELDS]
+    return [(f"a field: one of {', '.join(_FIELDS)}", f"'{{{name}}}'") for name in unknown]
 
 
 def _fill(template: str, catalog: Catalog, facts: Facts, *, strict: bool) -> str | None:

@@ -125,4 +125,4 @@ def test_every_field_can_be_told_whatever_is_known(name: str) -> None:
     ],
 )
 def test_a_template_with_an_unknown_field_is_found_before_it_is_needed(template: str, said: str) -> None:
-    assert said in "\n".join(problems(template))
+    assert said in "\n".join(f"expected {expected}, found {found}" for expected, found in problems(template))
