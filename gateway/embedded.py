@@ -98,7 +98,7 @@ def probe(socket_path: Path) -> str:
             return ""
 
 
-class EmbeddedValkey:
+class Embedded:
     """One server on ``DATA/valkey``. The caller holds the data folder's lock."""
 
     def __init__(self, data: Path, *, watchdog: bool = not ON_LINUX) -> None:
@@ -192,7 +192,10 @@ class EmbeddedValkey:
         if time.monotonic() - self._started_at >= RESTART_PAUSE_S:
             log.error("the embedded Valkey ended and is started again", extra={"last_words": self._last_words()})
             self._end_guard()
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:  # no memory, no processes: the next call tries again
+                log.error("the embedded Valkey cannot be started: %s", error.strerror)
 
     def stop(self) -> None:
         """End it in order (its data are on disk then), or by force after 10 s. Twice does nothing."""
@@ -266,7 +269,7 @@ def borrowed(data: Path, *, within_s: float = 5.0) -> Iterator[str]:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(POLL_S)
-    valkey = EmbeddedValkey(data)
+    valkey = Embedded(data)
     try:
         yield valkey.start()
     finally:

@@ -11,27 +11,27 @@ from pathlib import Path
 import pytest
 
 from gateway import embedded
-from gateway.embedded import DataLock, EmbeddedValkey, borrowed, probe, running_url
+from gateway.embedded import DataLock, Embedded, borrowed, probe, running_url
 from gateway.errors import ServiceAway
 from tests.support.processes import alive, spawn, wait_until
 from tests.support.servers import RedisServer
 
 
-def ask(valkey: EmbeddedValkey, *args: str) -> object:
+def ask(valkey: Embedded, *args: str) -> object:
     server = RedisServer(Path(), Path())
     server.socket_path = valkey.socket_path
     return server.command(*args)
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    made = EmbeddedValkey(tmp_path / "data")
+def valkey(tmp_path: Path) -> Iterator[Embedded]:
+    made = Embedded(tmp_path / "data")
     made.start()
     yield made
     made.stop()
 
 
-def test_its_policy_is_the_one_that_keeps_accounts(valkey: EmbeddedValkey) -> None:
+def test_its_policy_is_the_one_that_keeps_accounts(valkey: Embedded) -> None:
     def setting(name: str) -> object:
         reply = ask(valkey, "CONFIG", "GET", name)
         assert isinstance(reply, list)
@@ -46,7 +46,7 @@ def test_its_policy_is_the_one_that_keeps_accounts(valkey: EmbeddedValkey) -> No
     assert len(str(valkey.socket_path)) < 104
 
 
-def test_its_data_outlive_stop_and_kill9(tmp_path: Path, valkey: EmbeddedValkey) -> None:
+def test_its_data_outlive_stop_and_kill9(tmp_path: Path, valkey: Embedded) -> None:
     ask(valkey, "SET", "a", "1")
     assert valkey.pid is not None
     os.kill(valkey.pid, signal.SIGKILL)
@@ -57,7 +57,7 @@ def test_its_data_outlive_stop_and_kill9(tmp_path: Path, valkey: EmbeddedValkey)
     assert ask(valkey, "GET", "a") == b"1"
 
 
-def test_a_restart_keeps_the_address(valkey: EmbeddedValkey) -> None:
+def test_a_restart_keeps_the_address(valkey: Embedded) -> None:
     url, pid = valkey.url, valkey.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -77,7 +77,7 @@ def test_one_process_at_a_time_has_the_data_folder(tmp_path: Path) -> None:
 
 
 def test_a_command_borrows_the_running_servers_valkey(tmp_path: Path) -> None:
-    lock, server = DataLock(tmp_path), EmbeddedValkey(tmp_path)
+    lock, server = DataLock(tmp_path), Embedded(tmp_path)
     lock.acquire()
     url = server.start()
     with borrowed(tmp_path) as borrowed_url:
@@ -104,8 +104,8 @@ def test_a_command_starts_and_ends_its_own_when_no_server_runs(tmp_path: Path) -
 OWNER = """
 import sys, signal
 from pathlib import Path
-from gateway.embedded import EmbeddedValkey
-valkey = EmbeddedValkey(Path(sys.argv[1]), watchdog=sys.argv[2] == "watchdog")
+from gateway.embedded import Embedded
+valkey = Embedded(Path(sys.argv[1]), watchdog=sys.argv[2] == "watchdog")
 valkey.start()
 Path(sys.argv[1], "pid").write_text(str(valkey.pid))
 signal.pause()
@@ -131,14 +131,14 @@ def test_a_log_that_cannot_be_read_back_is_said_in_one_line(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     (folder / "appendonly.aof.manifest").write_text("nonsense\n")
     with pytest.raises(ServiceAway) as caught:
-        EmbeddedValkey(tmp_path).start()
+        Embedded(tmp_path).start()
     assert "did not start" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "valkey.socket").exists()
 
 
 def test_a_truncated_log_loses_its_tail_only(tmp_path: Path) -> None:
-    first = EmbeddedValkey(tmp_path)
+    first = Embedded(tmp_path)
     first.start()
     for number in range(100):
         ask(first, "SET", f"k{number}", "x" * 50)
@@ -146,7 +146,7 @@ def test_a_truncated_log_loses_its_tail_only(tmp_path: Path) -> None:
     (log_file,) = (tmp_path / "valkey" / "appendonlydir").glob("*.incr.aof")
     with log_file.open("r+b") as file:
         file.truncate(log_file.stat().st_size - 10)
-    second = EmbeddedValkey(tmp_path)
+    second = Embedded(tmp_path)
     second.start()
     assert ask(second, "DBSIZE") == 99
     second.stop()
@@ -155,7 +155,7 @@ def test_a_truncated_log_loses_its_tail_only(tmp_path: Path) -> None:
 def test_without_the_bundled_server_one_on_the_path_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
     assert embedded.find_server().name in ("valkey-server", "redis-server")
-    valkey = EmbeddedValkey(tmp_path)
+    valkey = Embedded(tmp_path)
     valkey.start()
     assert ask(valkey, "PING") == b"PONG"
     valkey.stop()
