@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 
@@ -84,3 +85,18 @@ def test_links_between_documents_lead_somewhere() -> None:
             if "://" not in target and not (path.parent / target).exists():
                 broken.append(f"{name_of(path)}: {target}")
     assert not broken, "\n".join(broken)
+
+
+def config_keys() -> set[str]:
+    """Every key of config.yaml, as the schema spells it; names that the operator chooses are no keys."""
+    schema = json.loads((ROOT / "config.schema.json").read_text(encoding="utf-8"))
+    sections = [schema, *schema["$defs"].values()]
+    return {key for section in sections for key in section.get("properties", {})}
+
+
+def test_every_config_key_is_in_the_docs() -> None:
+    text = re.sub(r"^```.*?^```", "", doc("configuration.md"), flags=re.MULTILINE | re.DOTALL)
+    spelled = re.findall(r"`[^`\n]+`", text) + re.findall(r"^## .*$", text, re.MULTILINE)
+    known = set(re.findall(r"\w+", " ".join(spelled)))
+    missing = {key for key in config_keys() if key not in known and not key.endswith("_file")}
+    assert not missing
