@@ -117,7 +117,8 @@ def _yaml_problem(error: Exception, text: str) -> Problem:
         return Problem((), "expected shallow nesting, found a value nested too deeply")
     if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
         return Problem((), f"expected readable YAML, found: {str(error).splitlines()[0]}")
-    number = error.problem_mark.line
+    at_end = error.context_mark is not None and "end of stream" in str(error.problem)
+    number = (error.context_mark if at_end else error.problem_mark).line  # an open quote: where it was opened
     lines = text.splitlines()
     line = lines[number] if number < len(lines) else ""
     said = str(error.problem or error.context or "an error")
