@@ -206,11 +206,11 @@ class _Worker(Worker):  # type: ignore[misc]
         loop.add_signal_handler(signal.SIGINT, _nothing)  # a terminal's Ctrl-C reaches us too: the parent decides
         signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD_BACK)
         beating = loop.create_task(self._beat())
-        try:
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
-        finally:
-            beating.cancel()
+        await asyncio.wait((serving,))
+        beating.cancel()
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            log.error("the worker failed", exc_info=error)
+            sys.exit(1)
 
     async def _beat(self) -> None:
         """Tell the parent that the loop turns; end when there is no parent (where the kernel doesn't see to it)."""
