@@ -5,7 +5,7 @@ An account is found by its own id, by its ``external_id`` (the app's own name fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Row, Select, func, insert, or_, select, update
@@ -15,7 +15,7 @@ from gateway.domain.accounts import Account, AccountStatus, Subscription, Subscr
 from gateway.domain.plans import Catalog
 from gateway.domain.turns import begin
 from gateway.errors import AccountNotFound, BadRequest, Conflict
-from gateway.store.common import Page, changed, lock_account, new_id, page_of, page_size, record, storable
+from gateway.store.common import PAGE_MAX, Page, changed, lock_account, new_id, page_of, page_size, record, storable
 from gateway.store.database import Database
 from gateway.store.grants import insert_grants
 from gateway.store.schema import accounts, subscriptions
@@ -128,6 +128,19 @@ class Accounts:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return page_of(rows, size, account_of, lambda row: str(row.id))
+
+    async def ids(self) -> AsyncIterator[str]:
+        """Every account's id in the order of creation, read in pages: for work over all accounts."""
+        after = ""
+        while True:
+            query = select(accounts.c.id).where(accounts.c.id > after).order_by(accounts.c.id).limit(PAGE_MAX)
+            async with self._database.read() as connection:
+                page = (await connection.execute(query)).scalars().all()
+            for account_id in page:
+                yield account_id
+            if len(page) < PAGE_MAX:
+                return
+            after = page[-1]
 
     async def counts(self) -> Mapping[tuple[str, str], int]:
         """How many accounts there are per (plan, subscription status)."""

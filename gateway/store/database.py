@@ -78,9 +78,9 @@ class Database:
             yield connection
 
     @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[AsyncConnection]:
+    async def snapshot(self, *, timeout_s: float | None = None) -> AsyncIterator[AsyncConnection]:
         """A read transaction: all its statements see one and the same instant. Raises StoreUnavailable."""
-        async with _mapped(), asyncio.timeout(self._read_s), self._snapshots.begin() as connection:
+        async with _mapped(), asyncio.timeout(timeout_s or self._read_s), self._snapshots.begin() as connection:
             yield connection
 
     @asynccontextmanager
@@ -115,6 +115,15 @@ class Database:
                 finally:
                     await connection.rollback()  # nothing is left to roll back after the COMMIT
                     await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+
+    async def ping(self) -> bool:
+        """Whether the database answers."""
+        try:
+            async with self.read() as connection:
+                await connection.execute(text("SELECT 1"))
+        except StoreUnavailable:
+            return False
+        return True
 
     async def close(self) -> None:
         await self.engine.dispose()

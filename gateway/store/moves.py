@@ -44,7 +44,7 @@ async def close_plan(connection: AsyncConnection, account_id: str, subscription_
 
 
 async def take_back_ahead(connection: AsyncConnection, account_id: str, row: Row[Any], now_ms: int) -> None:
-    """Take back the next period's grants while they have not started."""
+    """Take back the next period's grants while they have not started; they may be granted again."""
     if row.granted_until_ms <= row.period_ends_at_ms:
         return
     found = await connection.execute(
@@ -59,6 +59,11 @@ async def take_back_ahead(connection: AsyncConnection, account_id: str, row: Row
     for grant in ahead:
         await withdraw(connection, account_id, (grant,), grant.amount, now_ms=now_ms, reason="not renewed")
     await end_grants(connection, account_id, ahead, now_ms)
+    await connection.execute(
+        update(grants)
+        .where(grants.c.account_id == account_id, grants.c.number.in_([grant.number for grant in ahead]))
+        .values(key=None)
+    )
     await connection.execute(
         update(subscriptions)
         .where(subscriptions.c.id == row.subscription_id)

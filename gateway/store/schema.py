@@ -303,7 +303,7 @@ usage = Table(
     PrimaryKeyConstraint("account_id", "seq"),
     UniqueConstraint("hold_id", "state"),
     Index(None, "account_id", "at_ms", "seq"),
-    Index(None, "account_id", "month", "seq"),
+    Index(None, "account_id", "month", "at_ms", "seq"),
     Index(None, "committed_at_ms"),
 )
 

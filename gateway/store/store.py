@@ -15,10 +15,13 @@ from gateway.store.common import inserting, new_id, wall_clock_ms
 from gateway.store.database import Database, open_database
 from gateway.store.grants import Grants
 from gateway.store.keys import Callers, Keys
+from gateway.store.ledger import Ledger
 from gateway.store.members import Members
+from gateway.store.plans import Plans
 from gateway.store.schema import installation
 from gateway.store.state import State
 from gateway.store.subscriptions import Subscriptions
+from gateway.store.usage import UsageLog
 from gateway.store.writer import Writer
 
 PARTITIONS: Final = 256
@@ -33,10 +36,13 @@ class Store:
     members: Members
     keys: Keys
     callers: Callers
+    plans: Plans
     subscriptions: Subscriptions
     grants: Grants
     state: State
     writer: Writer
+    usage: UsageLog
+    ledger: Ledger
 
     async def installed_partitions(self, *, partitions: int = PARTITIONS, now_ms: int) -> int:
         """The number of partitions that accounts are hashed onto: fixed by whoever asks first. Raises
@@ -74,8 +80,11 @@ def open_store(
         members=members,
         keys=Keys(database),
         callers=Callers(database, accounts, members),
+        plans=Plans(database, catalog),
         subscriptions=subscriptions,
         grants=Grants(database),
         state=State(database, subscriptions, now_ms=now_ms),
         writer=Writer(database, now_ms=now_ms),
+        usage=UsageLog(database),
+        ledger=Ledger(database, accounts),
     )

@@ -1,0 +1,244 @@
+"""Reading the bill: usage records and what they add up to.
+
+Rules
+1. A record is one row of the append-only ``usage``: a settle, a lapse, or the reversal of a lapse, whose numbers are
+   the lapse's negated. So sums over any rows are right, and a hold counts once.
+2. Lists are newest first, half-open in time (``from_ms`` <= t < ``to_ms``), and page by (time, seq).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, case, cast, func, select, tuple_
+
+from gateway.domain.usage import Basis, Usage
+from gateway.errors import BadRequest
+from gateway.store.common import Page, page_of, page_size, storable
+from gateway.store.database import Database
+from gateway.store.schema import usage
+
+_KINDS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning")
+_GROUPS: Final = (
+    "month",
+    "wallet",
+    "feature",
+    "plan",
+    "model",
+    "route",
+    "user_id",
+    "team_id",
+    "key_id",
+    "job",
+    "job_type",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageLine:
+    """What a record took from one grant, and what that left on it."""
+
+    wallet: str
+    grant: int  # number
+    amount: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One line of the bill."""
+
+    account_id: str
+    seq: int
+    hold_id: str
+    state: str  # lapsed | reversed | settled
+    created_at_ms: int
+    at_ms: int  # when the call ended
+    month: str  # billing month, UTC: 2026-11
+    route: str
+    model: str | None
+    upstream: str | None
+    plan: str
+    feature: str
+    wallet: str
+    card_version: str
+    basis: Basis
+    usage: Usage
+    held: int
+    charged: int
+    overrun: int
+    balance_after: int  # of the wallet's open grants
+    lines: tuple[UsageLine, ...]
+    status: int
+    end: str
+    key_id: str | None
+    team_id: str | None
+    user_id: str | None
+    job: str | None
+    job_type: str | None
+    metadata: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which records; None = any."""
+
+    from_ms: int | None = None
+    to_ms: int | None = None
+    month: str | None = None
+    user_id: str | None = None
+    team_id: str | None = None
+    key_id: str | None = None
+    feature: str | None = None
+    wallet: str | None = None
+    model: str | None = None
+    job: str | None = None
+    job_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What the records of one group add up to. ``group`` has the values of the columns that were asked for."""
+
+    group: tuple[str | None, ...]
+    wallet: str
+    calls: int
+    charged: int
+    overrun: int
+    usage: Usage
+    last_at_ms: int
+
+
+class UsageLog:
+    """Queries over usage records."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def list(
+        self, account_id: str, which: Filter | None = None, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[UsageRecord]:
+        """The account's records, newest first. Raises BadRequest (cursor), StoreUnavailable."""
+        size = page_size(limit)
+        query = _filtered(select(usage), account_id, which or Filter())
+        if query is None:
+            return Page((), None)
+        if cursor is not None:
+            query = query.where(tuple_(usage.c.at_ms, usage.c.seq) < tuple_(*_position(cursor)))
+        query = query.order_by(usage.c.at_ms.desc(), usage.c.seq.desc()).limit(size + 1)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return page_of(rows, size, _record_of, lambda row: f"{row.at_ms}.{row.seq}")
+
+    async def of_hold(self, account_id: str, hold_id: str) -> tuple[UsageRecord, ...]:
+        """What became of one call, the oldest first; empty when nothing was charged yet. Raises StoreUnavailable."""
+        if not storable(hold_id):
+            return ()
+        query = select(usage).where(usage.c.hold_id == hold_id, usage.c.account_id == account_id).order_by(usage.c.seq)
+        async with self._database.read() as connection:
+            return tuple(_record_of(row) for row in await connection.execute(query))
+
+    async def totals(
+        self, account_id: str, which: Filter | None = None, *, by: tuple[str, ...] = ()
+    ) -> tuple[Total, ...]:
+        """Sums per wallet and per value of the columns ``by``, ordered by them. Raises BadRequest, StoreUnavailable."""
+        for name in by:
+            if name not in _GROUPS:
+                raise BadRequest("invalid_group", f"Usage can be summed by {', '.join(_GROUPS)}.", param="by")
+        groups = [usage.c[name] for name in by]
+        sums = [_sum(usage.c[name]).label(name) for name in ("charged", "overrun", *_KINDS)]
+        calls = _sum(case((usage.c.state == "reversed", -1), else_=1)).label("calls")
+        columns = (
+            *groups,
+            usage.c.wallet.label("of_wallet"),
+            calls,
+            *sums,
+            func.max(usage.c.at_ms).label("last_at_ms"),
+        )
+        query = _filtered(select(*columns), account_id, which or Filter())
+        if query is None:
+            return ()
+        query = query.group_by(*groups, usage.c.wallet).order_by(*groups, usage.c.wallet)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return tuple(
+            Total(
+                group=tuple(row[: len(groups)]),
+                wallet=row.of_wallet,
+                calls=row.calls,
+                charged=row.charged,
+                overrun=row.overrun,
+                usage=Usage(**{kind: getattr(row, kind) for kind in _KINDS}),
+                last_at_ms=row.last_at_ms,
+            )
+            for row in rows
+        )
+
+
+def _sum(column: ColumnElement[int]) -> ColumnElement[int]:
+    return cast(func.sum(column), BigInteger)  # PostgreSQL sums bigints as numeric
+
+
+def _filtered(query: Select[Any], account_id: str, which: Filter) -> Select[Any] | None:
+    """The query with its conditions; None when no row can match."""
+    query = query.where(usage.c.account_id == account_id)
+    if which.from_ms is not None:
+        query = query.where(usage.c.at_ms >= which.from_ms)
+    if which.to_ms is not None:
+        query = query.where(usage.c.at_ms < which.to_ms)
+    for name in ("month", "user_id", "team_id", "key_id", "feature", "wallet", "model", "job", "job_type"):
+        value = getattr(which, name)
+        if value is not None:
+            if not storable(value):
+                return None
+            query = query.where(usage.c[name] == value)
+    return query
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    at_ms, _, seq = cursor.partition(".")
+    if not (at_ms.isascii() and at_ms.isdigit() and seq.isascii() and seq.isdigit() and len(cursor) < 40):
+        raise BadRequest("invalid_cursor", "This cursor was not given by this list.", param="cursor")
+    return int(at_ms), int(seq)
+
+
+def _record_of(row: Row[Any]) -> UsageRecord:
+    return UsageRecord(
+        account_id=row.account_id,
+        seq=row.seq,
+        hold_id=row.hold_id,
+        state=row.state,
+        created_at_ms=row.created_at_ms,
+        at_ms=row.at_ms,
+        month=row.month,
+        route=row.route,
+        model=row.model,
+        upstream=row.upstream,
+        plan=row.plan,
+        feature=row.feature,
+        wallet=row.wallet,
+        card_version=row.card_version,
+        basis=Basis(row.basis),
+        usage=Usage(*(row._mapping[kind] for kind in _KINDS)),
+        held=row.held,
+        charged=row.charged,
+        overrun=row.overrun,
+        balance_after=row.balance_after,
+        lines=lines_of(row.lines, row.wallet),
+        status=row.status,
+        end=row.end,
+        key_id=row.key_id,
+        team_id=row.team_id,
+        user_id=row.user_id,
+        job=row.job,
+        job_type=row.job_type,
+        metadata=json.loads(row.metadata),
+    )
+
+
+def lines_of(text: str, wallet: str) -> tuple[UsageLine, ...]:
+    """The stored lines; a line names its wallet only when it is another one than its record's."""
+    return tuple(UsageLine(line[3] if len(line) > 3 else wallet, *line[:3]) for line in json.loads(text))
