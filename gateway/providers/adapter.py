@@ -4,7 +4,8 @@ Rules
 1. No socket, no loop, no clock. A scanner is fed what arrived, in whatever pieces, and must give the same bytes
    and the same usage for every way of cutting them.
 2. Client bytes = upstream bytes, except the rewrites that a ``Rewrite`` or a hidden usage chunk documents.
-3. ``parse`` is the only place where a client's body is judged; it raises ``errors.BadRequest`` with ``code`` and ``param``.
+3. ``parse`` is the only place where a client's body is judged; it raises ``errors.BadRequest`` with its ``code`` and
+   ``param``.
 
 Not here: prices, plans, quota, HTTP.
 """
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from gateway.domain.usage import Outcome, Usage
 from gateway.errors import TollgateError
+from gateway.providers.families import Family
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,9 @@ class Scanner(Protocol):
     def event_boundary(self) -> bool:
         """True between two events: the place where our own error or end may be written."""
 
+    def output_tokens_seen(self) -> int:
+        """Tokens of the output that could be seen so far, by our own count."""
+
 
 class Adapter(Protocol):
     name: str  # anthropic | openai_chat | openai_responses | ...: metric label `route`
@@ -78,23 +83,30 @@ class Adapter(Protocol):
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""
 
-    def rewrite(self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None) -> bytes:
+    def rewrite(
+        self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None
+    ) -> bytes:
         """The body for the upstream: as received unless ``model`` (alias), ``output_tokens_max`` (injected or clamped,
-        in the field the client sent, else in ``output_field`` or the dialect's default) or include_usage must change."""
+        in the field the client sent, else ``output_field`` or the dialect's default) or include_usage must change."""
 
-    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: str) -> Scanner:
-        """``input_tokens`` is the estimate from before the call, ``family`` names the tokenizer: both for cut answers."""
+    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
+        """``input_tokens`` is the estimate from before the call, ``family`` the tokenizer: both for cut answers."""
 
     def usage_from_json(self, body: bytes) -> Usage | None:
         """The usage of a whole JSON answer; None when it reports none."""
 
     def error_body(self, error: TollgateError, request_id: str) -> bytes: ...
 
-    def error_event(self, error: TollgateError, request_id: str) -> bytes:
-        """A mid-stream error in this dialect."""
+    def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
+        """A mid-stream error in this dialect; ``scanner`` knows the number of the event (Responses)."""
 
     def clean_end(self, scanner: Scanner) -> bytes:
         """The events that end a stream for ``max_tokens`` / ``length`` / ``incomplete`` after what was sent so far."""
 
-    def rate_limit_headers(self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int) -> dict[str, str]:
+    def rate_limit_headers(
+        self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
+    ) -> dict[str, str]:
         """The dialect's own headers for the caller's tightest limit; ``kind`` is requests or tokens."""
+
+    def mask(self, body: bytes) -> bytes:
+        """An upstream's error body without what names our account there."""

@@ -1,0 +1,159 @@
+"""Answers that are no event stream: whole JSON bodies, and errors.
+
+Rules
+1. A JSON answer passes as it comes; up to ``BODY_BYTES_MAX`` of it are kept to be parsed, of a larger one a window
+   before its end, where usage stands.
+2. An error is never served: whatever its body says, nothing is charged.
+
+Not here: streams (``sse``), what a usage object means (the adapters).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from gateway.domain.usage import AtLeast, Basis, Exact, NotServed, Outcome, Usage
+from gateway.providers.families import Family
+from gateway.providers.sse import WINDOW_BYTES, last_usage, unescaped
+from gateway.providers.tokens import count_text
+
+BODY_BYTES_MAX = 1_048_576
+_OPAQUE_BYTES_PER_TOKEN = 4
+_TOKENS_MAX = 2**53 - 1
+
+UsageOf = Callable[[dict[str, Any]], Usage | None]
+
+
+def tokens_in(usage: dict[str, Any], name: str) -> int | None:
+    """A reported number of tokens. A negative one or a fraction is no report: it would give quota back."""
+    value = usage.get(name)
+    return value if type(value) is int and 0 <= value <= _TOKENS_MAX else None
+
+
+def part_in(usage: dict[str, Any], name: str) -> dict[str, Any]:
+    """A nested object of a usage report; empty when there is none."""
+    value = usage.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+class WholeScanner:
+    """Follows one JSON answer."""
+
+    __slots__ = (
+        "_body",
+        "_bytes",
+        "_family",
+        "_finished",
+        "_found",
+        "_input_tokens",
+        "_is_large",
+        "_text",
+        "_usage_of",
+    )
+
+    def __init__(self, usage_of: UsageOf, text: re.Pattern[bytes], input_tokens: int, family: Family) -> None:
+        self._usage_of = usage_of
+        self._text = text
+        self._input_tokens = input_tokens
+        self._family = family
+        self._body = bytearray()
+        self._bytes = 0
+        self._is_large = False
+        self._finished = False
+        self._found: Outcome | None = None
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The same object, always."""
+        self._found = None
+        self._bytes += len(chunk)
+        self._body += chunk
+        if len(self._body) > BODY_BYTES_MAX or (self._is_large and len(self._body) > 2 * WINDOW_BYTES):
+            self._is_large = True
+            del self._body[:-WINDOW_BYTES]
+        return chunk
+
+    def finish(self) -> bytes:
+        self._finished = True
+        return b""
+
+    @property
+    def complete(self) -> bool:
+        """A whole JSON body came."""
+        if self._is_large:
+            return self._finished
+        return self._content() is not None
+
+    def event_boundary(self) -> bool:
+        """Nothing can be written into a JSON body."""
+        return not self._bytes
+
+    def output_tokens_seen(self) -> int:
+        """Tokens of the output that could be seen so far, by our own count."""
+        pieces = self._text.findall(self._body)
+        seen = self._family.scale(sum(count_text(unescaped([piece]), self._family.encoding) for piece in pieces))
+        return seen + (self._bytes - len(self._body)) // _OPAQUE_BYTES_PER_TOKEN
+
+    def outcome(self) -> Outcome:
+        """What is known now about the usage."""
+        if self._found is None:
+            self._found = self._outcome()
+        return self._found
+
+    def _outcome(self) -> Outcome:
+        if not self._bytes:
+            return NotServed()
+        content = None if self._is_large else self._content()
+        reported = last_usage(bytes(self._body)) if self._is_large else (content or {}).get("usage")
+        usage = self._usage_of(reported) if isinstance(reported, dict) else None
+        if usage is not None:
+            return Exact(usage)
+        if content is not None and content.get("error"):
+            return NotServed()
+        output = self.output_tokens_seen()
+        if not output and content is None:  # nothing that we can read: bytes are all there is to go by
+            output = -(-self._bytes // _OPAQUE_BYTES_PER_TOKEN)
+            return AtLeast(Usage(input=self._input_tokens, output=output), Basis.ESTIMATED)
+        basis = Basis.COUNTED if output and not self._is_large else Basis.ESTIMATED
+        return AtLeast(Usage(input=self._input_tokens, output=output), basis)
+
+    def _content(self) -> dict[str, Any] | None:
+        try:
+            content = orjson.loads(self._body)
+        except orjson.JSONDecodeError:
+            return None
+        return content if isinstance(content, dict) else None
+
+
+class RefusedScanner:
+    """Follows an upstream's error: it passes, and nothing was served."""
+
+    __slots__ = ("_finished", "_given")
+
+    def __init__(self) -> None:
+        self._given = False
+        self._finished = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        self._given = True
+        return chunk
+
+    def finish(self) -> bytes:
+        self._finished = True
+        return b""
+
+    @property
+    def complete(self) -> bool:
+        return self._finished
+
+    def event_boundary(self) -> bool:
+        return not self._given
+
+    def output_tokens_seen(self) -> int:
+        return 0
+
+    def outcome(self) -> Outcome:
+        return NotServed()

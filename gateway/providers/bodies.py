@@ -1,0 +1,218 @@
+"""Judging a client's JSON body: strict, and fast when nothing is wrong.
+
+Rules
+1. What is accepted means the same to every JSON parser behind us: valid UTF-8, no byte order mark, no NaN, no number
+   that only some can hold, no key twice among those that metering depends on.
+2. One parse on the happy path. Duplicates and depth are found by scans that cost less than the parse.
+3. A message names the place or the field, never what was written there.
+
+Not here: what a dialect's fields mean (the adapters).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+from gateway.errors import BadRequest
+
+DEPTH_MAX = 200  # providers' own schemas stop far below; orjson writes up to 254
+CHOICES_MAX = 128  # Source: OpenAI API reference, chat completions, n
+TOKENS_MAX = 2**31 - 1
+_MODEL_CHARACTERS_MAX = 256
+_SMALL_BODY_BYTES = 4_096  # below it a search per key is cheaper than a second parse
+
+# A client must not choose hosts, credentials or headers of the upstream call.
+_NOT_ALLOWED = frozenset({"api_base", "base_url", "api_key", "extra_headers"})
+# Metering reads these; two parsers may take different ones of two equal keys.
+_SINGLE = frozenset(
+    {"model", "stream", "stream_options", "n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"}
+)
+_SINGLE_NEEDLES = (b'"model"', b'"max_', b'"stream', b'"n"', b'"best_of"')
+
+Fields = dict[str, Any]
+
+
+def parse_object(body: bytes) -> Fields:
+    """The JSON object of a body. Raises BadRequest: empty_body, invalid_encoding, invalid_json, too_deep,
+    duplicate_key, field_not_allowed, invalid_max_tokens, invalid_request."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise _why(body, error) from None
+    if len(body) > 2 * DEPTH_MAX and _is_deep(fields):
+        raise BadRequest("too_deep", f"The request body is nested deeper than {DEPTH_MAX} levels.")
+    if not isinstance(fields, dict):
+        raise BadRequest("invalid_request", f"The request body must be a JSON object, not {_kind(fields)}.")
+    _refuse_duplicates(body)
+    if not _NOT_ALLOWED.isdisjoint(fields):
+        name = next(name for name in fields if name in _NOT_ALLOWED)
+        raise BadRequest("field_not_allowed", f"The field '{name}' is not allowed here.", param=name)
+    return fields
+
+
+# --- fields that several dialects share --------------------------------------------------------------------------
+
+
+def model_of(fields: Fields) -> str:
+    """The model's name. Raises BadRequest."""
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("invalid_request", "The field 'model' must be a non-empty string.", param="model")
+    if len(model) > _MODEL_CHARACTERS_MAX or not model.isprintable() or ".." in model:
+        raise BadRequest("invalid_request", "The field 'model' is not a model's name.", param="model")
+    return model
+
+
+def flag_of(fields: Fields, name: str) -> bool:
+    """A boolean that may be absent or null. Raises BadRequest."""
+    value = fields.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise BadRequest("invalid_request", f"The field '{name}' must be true or false.", param=name)
+    return value
+
+
+def object_of(fields: Fields, name: str) -> Fields:
+    """An object that may be absent or null: then it is empty. Raises BadRequest."""
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequest("invalid_request", f"The field '{name}' must be an object.", param=name)
+    return value
+
+
+def list_of(fields: Fields, name: str) -> list[Any]:
+    """A list that may be absent or null: then it is empty. Raises BadRequest."""
+    value = fields.get(name)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise BadRequest("invalid_request", f"The field '{name}' must be a list.", param=name)
+    return value
+
+
+def tokens_of(fields: Fields, name: str, *, least: int) -> int | None:
+    """A bound in tokens; None when absent or null. Raises BadRequest invalid_max_tokens."""
+    value = fields.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or not least <= value <= TOKENS_MAX:
+        raise BadRequest("invalid_max_tokens", f"The field '{name}' must be an integer from {least}.", param=name)
+    return value
+
+
+def choices_of(fields: Fields, name: str) -> int:
+    """How many outputs are asked for; 1 when absent or null. Raises BadRequest."""
+    value = fields.get(name)
+    if value is None:
+        return 1
+    if type(value) is not int or not 1 <= value <= CHOICES_MAX:
+        raise BadRequest(
+            "invalid_request", f"The field '{name}' must be an integer from 1 to {CHOICES_MAX}.", param=name
+        )
+    return value
+
+
+def messages_of(fields: Fields) -> list[Fields]:
+    """The conversation: a non-empty list of objects. Raises BadRequest."""
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("invalid_request", "The field 'messages' must be a non-empty list.", param="messages")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise BadRequest("invalid_request", f"messages[{index}] must be an object.", param="messages")
+    return messages
+
+
+def as_text(value: object) -> str:
+    """Any JSON value as the text that a provider would make of it, about."""
+    return orjson.dumps(value).decode()
+
+
+# --- what went wrong ---------------------------------------------------------------------------------------------
+
+
+def _why(body: bytes, error: orjson.JSONDecodeError) -> BadRequest:
+    """The precise refusal for a body that orjson does not take. Slow paths are fine here."""
+    if not body.strip():
+        return BadRequest("empty_body", "The request body is empty. Send a JSON object.")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        return BadRequest("invalid_encoding", "The request body is not valid UTF-8.")
+    if text.startswith("\ufeff") or "\0" in text[:4]:
+        return BadRequest("invalid_encoding", "The request body must be UTF-8 without a byte order mark.")
+    if "surrogate" in error.msg:
+        return BadRequest(
+            "invalid_encoding", f"A string holds half a surrogate pair: line {error.lineno} column {error.colno}."
+        )
+    if "depth limit" in error.msg:
+        return BadRequest("too_deep", f"The request body is nested deeper than {DEPTH_MAX} levels.")
+    name = _unbounded_tokens(text) if "infinity" in error.msg else None
+    if name is not None:
+        return BadRequest("invalid_max_tokens", f"The field '{name}' must be an integer.", param=name)
+    return BadRequest(
+        "invalid_json", f"The request body is not valid JSON: {error.msg}: line {error.lineno} column {error.colno}."
+    )
+
+
+def _unbounded_tokens(text: str) -> str | None:
+    """The token bound whose number is out of every range (1e999), if that is what is wrong."""
+    try:
+        fields = json.loads(text, parse_int=float)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    return next((name for name in fields if name in _SINGLE and fields[name] == float("inf")), None)
+
+
+def _kind(value: object) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case _:
+            return "a list"
+
+
+def _is_deep(value: object) -> bool:
+    """Level by level, containers only: the cost is the number of containers and their members."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(DEPTH_MAX):
+        if not level:
+            return False
+        level = [
+            member
+            for container in level
+            for member in (container.values() if type(container) is dict else container)
+            if type(member) is dict or type(member) is list
+        ]
+    return bool(level)
+
+
+def _refuse_duplicates(body: bytes) -> None:
+    """No top-level key of ``_SINGLE`` twice, however it is spelled. Raises BadRequest duplicate_key."""
+    if (
+        len(body) <= _SMALL_BODY_BYTES
+        and b"\\u00" not in body  # a key may be spelled with escapes
+        and all(body.count(needle) < 2 for needle in _SINGLE_NEEDLES)
+    ):
+        return
+    # Objects as lists of pairs: nothing is lost, and building lists costs no Python code per object.
+    pairs = json.loads(body, object_pairs_hook=list)
+    seen = set()
+    for name, _ in pairs:
+        if name in _SINGLE and name in seen:
+            raise BadRequest("duplicate_key", f"The field '{name}' is there twice.", param=name)
+        seen.add(name)

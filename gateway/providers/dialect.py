@@ -1,0 +1,84 @@
+"""What all adapters do alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import orjson
+
+from gateway.domain.usage import Usage
+from gateway.errors import BadRequest, TollgateError
+from gateway.providers import spelling
+from gateway.providers.adapter import Call, Prompt, Scanner
+from gateway.providers.answers import RefusedScanner, WholeScanner, part_in
+from gateway.providers.families import Family
+from gateway.providers.rewriting import with_fields
+from gateway.providers.upstream_errors import mask
+
+
+class Dialect:
+    """The base of every adapter: which scanner follows an answer, and the usage of a whole one."""
+
+    name: str
+    route: str
+    dialect: str
+    upstream_path: str
+    ANSWER_TEXT: ClassVar[re.Pattern[bytes]]  # group 1: a piece of visible output in a whole JSON answer
+
+    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
+        """Follows an answer of this status and type; without a type, what was asked for is taken for granted."""
+        if status >= 400:
+            return RefusedScanner()
+        if "event-stream" in content_type or (not content_type and call.stream):
+            return self._stream_scanner(call, input_tokens, family)
+        return WholeScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family)
+
+    def usage_from_json(self, body: bytes) -> Usage | None:
+        """The usage of a whole JSON answer; None when it reports none."""
+        try:
+            content = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        return self.usage_of(part_in(content, "usage")) if isinstance(content, dict) else None
+
+    def mask(self, body: bytes) -> bytes:
+        """An upstream's error body without what names our account there."""
+        return mask(body)
+
+    def usage_of(self, reported: dict[str, Any]) -> Usage | None:
+        """Our kinds of tokens from a usage object of this dialect; None unless input and output are both there."""
+        raise AssertionError("an adapter's own")
+
+    def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
+        raise AssertionError("an adapter's own")
+
+
+class OpenAIDialect(Dialect):
+    """How both OpenAI dialects spell what is ours."""
+
+    dialect = "openai"
+
+    def error_body(self, error: TollgateError, request_id: str) -> bytes:
+        """``{"error":{message,type,param,code,…}}``."""
+        return orjson.dumps(spelling.openai_error(error, request_id))
+
+    def rate_limit_headers(
+        self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
+    ) -> dict[str, str]:
+        """``x-ratelimit-*``."""
+        return spelling.openai_limit_headers(kind, limit, remaining, resets_at_ms - now_ms)
+
+
+def spliced(call: Call, changes: dict[str, Any]) -> bytes:
+    """The body with changed fields; the very same object when there is nothing to change."""
+    return with_fields(call.body, call.fields, changes) if changes else call.body
+
+
+def guarded(read: Callable[[], Prompt]) -> Prompt:
+    """Read a prompt. orjson writes at most 254 levels, and says so with a TypeError."""
+    try:
+        return read()
+    except TypeError as error:
+        raise BadRequest("too_deep", "The request body is nested too deeply.") from error

@@ -1,0 +1,189 @@
+"""What an OpenAI request gives a model to read: texts to count, and bounds for the rest. Chat and Responses.
+
+Rules
+1. Nothing that costs tokens is left out: a part of a kind nobody knows counts as its own JSON.
+2. One text per message part, so that a conversation's old turns are found in the counter's memory.
+
+Source of the framing: OpenAI cookbook, "How to count tokens with tiktoken": 3 tokens per message and 1 per name, 3 for
+the reply's opening; at most 12 more per tool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.errors import BadRequest
+from gateway.providers import bodies, media
+from gateway.providers.adapter import Prompt
+
+_MESSAGE_TOKENS = 4  # with its role
+_REPLY_TOKENS = 3
+_TOOL_TOKENS = 12
+_TOOLS_TOKENS = 20
+_SERVER_TOOL_TOKENS = 1_500  # a tool that OpenAI describes to the model itself, at most
+_ITEM_NESTING_MAX = 8
+_PLAIN_TOOLS = frozenset({"function", "custom"})
+_TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"})
+
+
+def read_chat(fields: dict[str, Any], model: str) -> Prompt:
+    """Raises BadRequest for what is no conversation, TypeError for a value nested too deeply to be written."""
+    reader = _Reader(model)
+    reader.tools(bodies.list_of(fields, "tools"))
+    for function in bodies.list_of(fields, "functions"):
+        reader.plain(function)
+    for message in bodies.messages_of(fields):
+        reader.message(message)
+    for name in ("response_format", "prediction"):
+        if isinstance(fields.get(name), dict):
+            reader.plain(fields[name])
+    if fields.get("web_search_options") is not None:
+        reader.framing += _SERVER_TOOL_TOKENS
+    return reader.prompt()
+
+
+def read_response(fields: dict[str, Any], model: str) -> Prompt:
+    """``input`` (a string or items), ``instructions``, ``tools``, ``text.format``, ``prompt.variables``.
+
+    Raises BadRequest, and TypeError for a value nested too deeply to be written.
+    """
+    reader = _Reader(model)
+    reader.tools(bodies.list_of(fields, "tools"))
+    instructions = fields.get("instructions")
+    if instructions is not None:
+        reader.part(instructions, 0)
+        reader.framing += _MESSAGE_TOKENS
+    given = fields.get("input")
+    if isinstance(given, list):
+        for item in given:
+            reader.item(item, 0)
+    elif isinstance(given, str):
+        reader.texts.append(given)
+        reader.framing += _MESSAGE_TOKENS
+    elif given is not None:
+        raise BadRequest("invalid_request", "The field 'input' must be a string or a list of items.", param="input")
+    shape = bodies.object_of(fields, "text").get("format")
+    if isinstance(shape, dict) and "schema" in shape:
+        reader.plain(shape)
+    template = bodies.object_of(fields, "prompt")
+    if template:
+        reader.plain(template)
+    return reader.prompt()
+
+
+class _Reader:
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.texts: list[str] = []
+        self.framing = _REPLY_TOKENS
+        self.media = 0
+
+    def prompt(self) -> Prompt:
+        return Prompt(tuple(self.texts), self.framing, self.media)
+
+    def plain(self, value: Any) -> None:
+        """Anything that the model reads as a structure."""
+        self.texts.append(bodies.as_text(value))
+        self.framing += _TOOL_TOKENS
+
+    def tools(self, tools: list[Any]) -> None:
+        if tools:
+            self.framing += _TOOLS_TOKENS
+        for tool in tools:
+            self.plain(tool)
+            if isinstance(tool, dict) and tool.get("type", "function") not in _PLAIN_TOOLS:
+                self.framing += _SERVER_TOOL_TOKENS
+
+    def message(self, message: dict[str, Any]) -> None:
+        """A chat message: content, name, tool calls."""
+        self.framing += _MESSAGE_TOKENS
+        content = message.get("content")
+        if isinstance(content, str):
+            self.texts.append(content)
+        elif isinstance(content, list):
+            for part in content:
+                self.part(part, 0)
+        elif content is not None:
+            self.texts.append(bodies.as_text(content))
+        for name in ("tool_calls", "function_call"):
+            if message.get(name):
+                self.texts.append(bodies.as_text(message[name]))
+        for name in ("name", "refusal", "reasoning_content"):
+            if isinstance(message.get(name), str):
+                self.texts.append(message[name])
+                self.framing += 1
+
+    def item(self, item: Any, nesting: int) -> None:
+        """An input item of Responses: a message, or a call, an output, reasoning, as its own JSON but for its media."""
+        self.framing += _MESSAGE_TOKENS
+        if not isinstance(item, dict):
+            raise BadRequest("invalid_request", "The items of 'input' must be objects.", param="input")
+        kind = item.get("type", "message")
+        if kind == "message" and "content" in item:
+            self.parts(item["content"], nesting)
+        elif kind == "function_call_output" or kind == "custom_tool_call_output":
+            self.parts(item.get("output"), nesting)
+        elif kind == "reasoning":
+            self.parts(item.get("summary"), nesting)
+            self.parts(item.get("content"), nesting)
+            if isinstance(item.get("encrypted_content"), str):
+                self.media += len(item["encrypted_content"]) // 4 + 1
+        elif kind == "computer_call_output":
+            self.part(item.get("output"), nesting)
+        elif kind == "image_generation_call":
+            self._image(item.get("result"), None)
+        elif kind == "item_reference":
+            self.media += media.DOCUMENT_TOKENS_UNSEEN // 10
+        else:
+            self.texts.append(bodies.as_text(item))
+
+    def parts(self, content: Any, nesting: int) -> None:
+        """A string, or a list of parts."""
+        if isinstance(content, list):
+            for part in content:
+                self.part(part, nesting)
+        elif content is not None:
+            self.part(content, nesting)
+
+    def part(self, part: Any, nesting: int) -> None:
+        if isinstance(part, str):
+            self.texts.append(part)
+            return
+        if isinstance(part, list) and nesting < _ITEM_NESTING_MAX:
+            for item in part:
+                self.item(item, nesting + 1)
+            return
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in _TEXT_PARTS:
+            text = part.get("refusal") if kind == "refusal" else part.get("text")
+            self.texts.append(text if isinstance(text, str) else bodies.as_text(part))
+        elif kind in ("image_url", "input_image", "computer_screenshot"):
+            self._image_part(part)
+        elif kind == "input_audio":
+            self._audio(part)
+        elif kind in ("file", "input_file"):
+            self._file(part["file"] if isinstance(part.get("file"), dict) else part)
+        else:
+            self.texts.append(bodies.as_text(part))
+
+    def _image_part(self, part: dict[str, Any]) -> None:
+        inner = part.get("image_url")
+        if isinstance(inner, dict):
+            self._image(inner.get("url"), inner.get("detail"))
+        else:
+            self._image(inner, part.get("detail"))
+
+    def _image(self, url: Any, detail: Any) -> None:
+        """``url`` is an address, a data URL or bare base64."""
+        data = media.data_of_url(url) if isinstance(url, str) else None
+        self.media += media.openai_image(self._model, data, detail)
+
+    def _audio(self, part: dict[str, Any]) -> None:
+        inner = part.get("input_audio")
+        data = inner.get("data") if isinstance(inner, dict) else None
+        self.media += media.audio(data) if isinstance(data, str) else media.DOCUMENT_TOKENS_UNSEEN
+
+    def _file(self, part: dict[str, Any]) -> None:
+        data = part.get("file_data")
+        inline = (media.data_of_url(data) or data) if isinstance(data, str) else None
+        self.media += media.document(inline)

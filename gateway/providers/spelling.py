@@ -1,0 +1,99 @@
+"""How our own errors and limits are spelled in each dialect: what the SDKs turn into typed exceptions and waits.
+
+Rules
+1. The shapes are the providers' own; what they have no word for stands in the error's member ``tollgate``.
+2. The member has all its keys always, so that a client may read any of them.
+
+Sources: https://docs.anthropic.com/en/api/errors, https://docs.anthropic.com/en/api/rate-limits,
+https://platform.openai.com/docs/guides/error-codes, https://platform.openai.com/docs/guides/rate-limits, and the error
+classes of both official SDKs (anthropic ``_error_classes.py``, openai ``_exceptions.py``).
+
+Not here: HTTP statuses and retry headers (``proxy``).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from gateway.errors import TollgateError
+
+_DETAILS = ("scope", "limit", "used", "held", "needed", "available", "resets_at", "hint")
+
+
+def tollgate_member(error: TollgateError) -> dict[str, Any] | None:
+    """What only a gateway can say of a refusal; None where there is nothing to say."""
+    detail = error.detail
+    if detail is None:
+        return None
+    member: dict[str, Any] = {"reason": error.code}
+    member.update((name, getattr(detail, name)) for name in _DETAILS)
+    member["plans"] = list(detail.plans)
+    if error.title is not None:
+        member["title"] = error.title
+    return member
+
+
+def anthropic_error(error: TollgateError, request_id: str) -> dict[str, Any]:
+    """``{"type":"error","error":{type,message,details?},"request_id"}``."""
+    inner: dict[str, Any] = {"type": error.anthropic_type, "message": error.message}
+    if error.anthropic_error_code is not None:
+        inner["details"] = {"error_code": error.anthropic_error_code}
+    member = tollgate_member(error)
+    if member is not None:
+        inner["tollgate"] = member
+    return {"type": "error", "error": inner, "request_id": request_id}
+
+
+def openai_error(error: TollgateError, request_id: str) -> dict[str, Any]:
+    """``{"error":{message,type,param,code,request_id}}``."""
+    inner: dict[str, Any] = {
+        "message": error.message,
+        "type": error.openai_type,
+        "param": error.param,
+        "code": error.openai_code or error.code,
+        "request_id": request_id,
+    }
+    member = tollgate_member(error)
+    if member is not None:
+        inner["tollgate"] = member
+    return {"error": inner}
+
+
+def sse(content: dict[str, Any], name: str | None = None) -> bytes:
+    """One event."""
+    data = b"data: %b\n\n" % orjson.dumps(content)
+    return data if name is None else b"event: %b\n" % name.encode() + data
+
+
+def anthropic_limit_headers(kind: str, limit: int, remaining: int, resets_at_ms: int) -> dict[str, str]:
+    """``anthropic-ratelimit-<kind>-*``; the reset is an RFC 3339 instant, rounded up to a second."""
+    resets_at = datetime.fromtimestamp(-(-resets_at_ms // 1000), UTC)
+    return {
+        f"anthropic-ratelimit-{kind}-limit": str(limit),
+        f"anthropic-ratelimit-{kind}-remaining": str(max(0, remaining)),
+        f"anthropic-ratelimit-{kind}-reset": resets_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+def openai_limit_headers(kind: str, limit: int, remaining: int, resets_in_ms: int) -> dict[str, str]:
+    """``x-ratelimit-*-<kind>``; the reset is a duration such as ``6m0s``."""
+    return {
+        f"x-ratelimit-limit-{kind}": str(limit),
+        f"x-ratelimit-remaining-{kind}": str(max(0, remaining)),
+        f"x-ratelimit-reset-{kind}": duration(resets_in_ms),
+    }
+
+
+def duration(milliseconds: int) -> str:
+    """As OpenAI writes them: ``120ms``, ``59s``, ``6m0s``, ``1h0m5s``."""
+    milliseconds = max(0, milliseconds)
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

@@ -1,0 +1,180 @@
+"""Counting tokens with tiktoken, offline: what a prompt will cost at most, and what a cut answer came to.
+
+Rules
+1. Never above the UTF-8 byte bound: a byte-level tokenizer cannot make more tokens than there are bytes.
+2. A conversation costs its new turn only: counts are remembered by content, within a bound in bytes.
+3. What is remembered is a keyed 64-bit hash, a length and a count. No text of a prompt stays.
+4. Texts are encoded in slices: tiktoken 0.14 panics on long runs of white space, and its list of tokens is large.
+5. Nothing is downloaded, no file is written: the vocabularies are read from this package and checked by their sums.
+
+Not here: threads. A caller with an event loop asks ``needs_thread`` and decides.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from binascii import a2b_base64
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import tiktoken
+from tiktoken import registry
+
+from gateway.providers.adapter import Prompt
+from gateway.providers.families import Family, family
+
+__all__ = ["Counter", "Family", "count_text", "encoding", "family", "preload"]
+
+_FOLDER = Path(__file__).with_name("vocabularies")
+_SLICE_CHARACTERS = 16_384  # a slice is at most ~10 ms of encoding, whatever it holds
+_THREAD_CHARACTERS = 50_000  # more than this, uncached, would hold an event loop up for milliseconds
+_ENTRY_BYTES = 160  # of one remembered count: two integers and its place in a dict, measured generously
+_CACHE_BYTES_MAX = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    sha256: str  # of the unpacked rank file
+    pattern: str
+    special: dict[str, int]
+
+
+# Source: tiktoken 0.14.0, tiktoken_ext/openai_public.py (MIT); a test compares them with the installed tiktoken.
+_VOCABULARIES = {
+    "cl100k_base": _Vocabulary(
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+        r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|"""
+        r"""\s+(?!\S)|\s""",
+        {
+            "<|endoftext|>": 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
+    ),
+    "o200k_base": _Vocabulary(
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+        "|".join(
+            (
+                r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"""
+                r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+                r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"""
+                r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+                r"""\p{N}{1,3}""",
+                r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""",
+                r"""\s*[\r\n]+""",
+                r"""\s+(?!\S)""",
+                r"""\s+""",
+            )
+        ),
+        {"<|endoftext|>": 199999, "<|endofprompt|>": 200018},
+    ),
+}
+
+
+class VocabularyDamaged(RuntimeError):
+    """A shipped vocabulary does not match its checksum: the installation is damaged."""
+
+
+@cache
+def encoding(name: str) -> tiktoken.Encoding:
+    """A tiktoken encoding from the shipped ranks, ~0.2 s the first time.
+
+    It is also put into tiktoken's own registry, so that nobody else in this process makes tiktoken go to the network.
+    Raises KeyError for an unknown name, VocabularyDamaged.
+    """
+    vocabulary = _VOCABULARIES[name]
+    ranks_file = gzip.decompress((_FOLDER / f"{name}.tiktoken.gz").read_bytes())
+    if hashlib.sha256(ranks_file).hexdigest() != vocabulary.sha256:
+        raise VocabularyDamaged(name)
+    fields = ranks_file.split()
+    built = tiktoken.Encoding(
+        name,
+        pat_str=vocabulary.pattern,
+        mergeable_ranks=dict(zip(map(a2b_base64, fields[::2]), map(int, fields[1::2]), strict=True)),
+        special_tokens=vocabulary.special,
+    )
+    return registry.ENCODINGS.setdefault(name, built)
+
+
+def preload(names: Iterable[str] = tuple(_VOCABULARIES)) -> None:
+    """Build the encodings now: called before workers are forked, so that they share the memory (~120 MB)."""
+    for name in names:
+        encoding(name)
+
+
+def count_text(text: str, name: str) -> int:
+    """Tokens of ``text`` in an encoding. Special tokens in it are text like any other."""
+    encode = encoding(name).encode_ordinary
+    if len(text) <= _SLICE_CHARACTERS:
+        return len(encode(text))
+    return sum(
+        len(encode(text[start : start + _SLICE_CHARACTERS])) for start in range(0, len(text), _SLICE_CHARACTERS)
+    )
+
+
+class Counter:
+    """Counts prompts; remembers what it counted. One per process; may be used from several threads at once.
+
+    Two generations instead of an order of use: a hit in the old one moves to the young one, and when the young one is
+    full it becomes the old one. A hit costs one look-up, and what was used lately stays.
+    """
+
+    def __init__(self, *, cache_bytes_max: int = _CACHE_BYTES_MAX) -> None:
+        self._generation_entries_max = max(1, cache_bytes_max // (2 * _ENTRY_BYTES))
+        self._young: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the remembered counts take at most."""
+        return (len(self._young) + len(self._old)) * _ENTRY_BYTES
+
+    def count(self, prompt: Prompt, of: Family) -> int:
+        """Input tokens that this prompt comes to, rarely less: texts x the family's factor, framing and media."""
+        texts = prompt.texts
+        name = of.encoding
+        counted = 0
+        for text in texts:
+            known = self._known(text, name)
+            counted += known if known >= 0 else self._learn(text, name)
+        tokens = of.scale(counted)
+        # A text has at least as many bytes as characters: only above them is the byte bound worth its price.
+        if tokens > sum(map(len, texts)):
+            tokens = min(tokens, sum(len(text.encode("utf-8", "replace")) for text in texts))
+        return tokens + prompt.framing_tokens + prompt.media_tokens
+
+    def needs_thread(self, prompt: Prompt, of: Family) -> bool:
+        """True when more text than ~50 KB would have to be encoded now."""
+        left = _THREAD_CHARACTERS - sum(map(len, prompt.texts))
+        if left >= 0:
+            return False
+        for text in prompt.texts:
+            if self._known(text, of.encoding) >= 0:
+                left += len(text)
+        return left < 0
+
+    def _known(self, text: str, name: str) -> int:
+        """The remembered count, or -1. A str keeps its hash, so asking twice about one object costs one pass."""
+        key = hash((name, text))
+        packed = self._young.get(key)
+        if packed is None:
+            packed = self._old.get(key)
+            if packed is None:
+                return -1
+            self._keep(key, packed)
+        return packed & 0xFFFF_FFFF if packed >> 32 == len(text) else -1
+
+    def _learn(self, text: str, name: str) -> int:
+        counted = count_text(text, name)
+        self._keep(hash((name, text)), len(text) << 32 | counted)
+        return counted
+
+    def _keep(self, key: int, packed: int) -> None:
+        if len(self._young) >= self._generation_entries_max:
+            self._old, self._young = self._young, {}
+        self._young[key] = packed
