@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,19 +26,22 @@ from gateway.proxy.routes import add_routes, drain, front
 from gateway.proxy.upstream import AiohttpLeg
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
+from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
 from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
 from gateway.quota.turn import Turner
-from gateway.store.stores import Stores
+from gateway.store import migration
+from gateway.store.store import Store, open_store
 from limits.client import Client, connect
 from limits.engine import Engine
 
 log = logging.getLogger(__name__)
 
 RESTART_S = 1.0
+REASSERT_WAIT_MS = 1_000
 READY_TIMEOUT_S = 1.0
 GAUGES_S = 2.0
 
@@ -48,13 +51,12 @@ class Worker:
     """One worker's parts."""
 
     installation: Installation
-    stores: Stores
+    store: Store
     client: Client
     engine: Engine
     gateway: Gateway
     reaper: Reaper
     metrics: Metrics
-    redis_url: str
 
     def configure(self, config: Config) -> None:
         """Take a new config into use: calls that began keep the old one."""
@@ -67,43 +69,66 @@ class Worker:
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self.client.execute("PING")
-                return await self.stores.database.ping() and not self.gateway.quota.scribe.full
+                await migration.check(self.store.database)
+                return not self.gateway.quota.scribe.full
         except Exception as error:  # readiness answers yes or no, whatever is broken
             log.debug("not ready: %s", type(error).__name__)
             return False
 
 
 async def build(
-    installation: Installation, redis_url: str, stack: AsyncExitStack, *, metrics: Metrics, clock_offset_ms: int = 0
+    installation: Installation,
+    redis_url: str,
+    stack: AsyncExitStack,
+    *,
+    metrics: Metrics,
+    clock_offset_ms: int = 0,
+    reassert_wait_ms: int = REASSERT_WAIT_MS,
 ) -> Worker:
-    """Connect everything; what was opened is closed by ``stack``."""
+    """Connect everything; what was opened is closed by ``stack``. The database is migrated already."""
     config = installation.config
     worker: Worker
-
-    stores = await Stores.open(installation.database_url, lambda: worker.installation.config.catalog)
-    stack.push_async_callback(stores.close)
+    tasks = Tasks()
+    clock = ServerClock()
+    store = open_store(
+        config.settings.database,
+        folder=installation.data,
+        catalog=lambda: worker.installation.config.catalog,
+        now_ms=clock.now_ms,
+    )
+    stack.push_async_callback(store.close)
     client = connect(redis_url)
     stack.push_async_callback(client.close)
-    partitions = await stores.partitions()
-    engine = Engine(client, partitions=partitions, clock_offset_ms=clock_offset_ms)
-    tasks = Tasks()
+    partitions = await store.installed_partitions(now_ms=clock.now_ms())
+    engine = Engine(client, partitions=partitions, clock_offset_ms=clock_offset_ms, reassert_wait_ms=reassert_wait_ms)
     holds = Holds(engine)
-    scribe = Scribe(stores.writer, engine, metrics)
-    turner = Turner(engine, stores, metrics)
-    quota = Quota(engine, holds=holds, scribe=scribe, turner=turner, metrics=metrics, spawn=tasks.spawn)
+    scribe = Scribe(store.writer, engine, metrics)
+    turner = Turner(engine, store.state, metrics)
+    quota = Quota(
+        engine, holds=holds, scribe=scribe, turner=turner, metrics=metrics, spawn=tasks.spawn, clock=clock
+    )
     leg = AiohttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     gateway = Gateway(
         config=config,
-        callers=Callers(stores, KeyHasher(installation.secret), quota.clock.now_ms),
+        callers=Callers(store.callers, KeyHasher(installation.secret), clock.now_ms),
         quota=quota,
         counter=Counter(),
         leg=leg,
         tasks=tasks,
         metrics=metrics,
     )
-    reaper = Reaper(engine, stores, scribe, turner, metrics, partitions)
-    worker = Worker(installation, stores, client, engine, gateway, reaper, metrics, redis_url)
+    reaper = Reaper(
+        engine,
+        seqs=store.writer,
+        periods=store.subscriptions,
+        scribe=scribe,
+        turner=turner,
+        metrics=metrics,
+        partitions=partitions,
+        now_ms=clock.now_ms,
+    )
+    worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
     for name, work in (("scribe", scribe.run), ("holds", holds.run), ("reaper", reaper.run)):
         start_background(stack, name, work)
     start_background(stack, "gauges", lambda: _gauges(worker))
@@ -135,6 +160,7 @@ async def _gauges(worker: Worker) -> None:
     while True:
         holds = worker.gateway.quota.holds
         worker.metrics.holds_open.set((), len(holds))
+        worker.metrics.hold_age.set((), holds.oldest_age_s())
         worker.metrics.redis_up.set((), int(worker.client.up))
         await asyncio.sleep(GAUGES_S)
 
@@ -152,7 +178,7 @@ async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
     return runner
 
 
-async def operators(worker: Worker, operator: Operator, stack: AsyncExitStack) -> web.AppRunner:
+async def operators(operator: Operator, stack: AsyncExitStack) -> web.AppRunner:
     """The operators' listener."""
     runner = web.AppRunner(admin_app(operator), access_log=None)
     await runner.setup()
@@ -160,8 +186,12 @@ async def operators(worker: Worker, operator: Operator, stack: AsyncExitStack) -
     return runner
 
 
-async def finish(worker: Worker) -> None:
-    """SIGTERM: readiness off, answers finish within the grace time, charges are written."""
+async def finish(worker: Worker, listeners: Sequence[web.AppRunner] = ()) -> None:
+    """SIGTERM: readiness off, nothing new accepted, answers finish within the grace time, charges are written."""
+    worker.gateway.draining = True
+    for runner in listeners:
+        for site in tuple(runner.sites):
+            await site.stop()
     await drain(worker.gateway, worker.installation.config.settings.grace_s)
 
 

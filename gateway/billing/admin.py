@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import AdminTokenNotSet, InvalidApiKey, MissingApiKey, TollgateError
 
@@ -45,12 +46,9 @@ def admin_app(operator: Operator) -> web.Application:
     return app
 
 
-Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def _guard(operator: Operator) -> Callable[[web.Request, Next], Awaitable[web.StreamResponse]]:
+def _guard(operator: Operator) -> Middleware:
     @web.middleware
-    async def guard(request: web.Request, handler: Next) -> web.StreamResponse:
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             if request.path not in ("/metrics", "/readyz"):
                 _check(operator.token(), request.headers.get("Authorization", ""))

@@ -167,7 +167,7 @@ def _size(value: Any) -> int:
     return size
 
 
-def _address(value: Any) -> Address:
+def address(value: Any) -> Address:
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -300,7 +300,7 @@ Percentage = Annotated[Decimal, _kind(_percentage), _json(_JSON_SHARE)]
 PeriodValue = Annotated[Period, _kind(_period), _json({"enum": ["month", "year", "once"]}, _JSON_DURATION)]
 Duration = Annotated[int, _kind(_duration), _json(_JSON_DURATION)]
 Size = Annotated[int, _kind(_size), _json({"type": "string", "pattern": "^[0-9]+(B|KB|MB|GB)$"})]
-Listen = Annotated[Address, _kind(_address), _json({"type": "string", "pattern": ":[0-9]+$"})]
+Listen = Annotated[Address, _kind(address), _json({"type": "string", "pattern": ":[0-9]+$"})]
 WebUrl = Annotated[str, _kind(_web_url), _json({"type": "string", "pattern": "^https?://"})]
 OptionalUrl = Annotated[str, _kind(_optional_url), WithJsonSchema({"type": ["string", "null"]})]
 RedisUrl = Annotated[str, _kind(_redis_url), WithJsonSchema(_JSON_TEXT)]

@@ -151,7 +151,7 @@ class Exchange:
         except (UpstreamInterrupted, UpstreamTimeout) as error:
             self.end = self._end_of(error)
             if scanner.event_boundary():
-                await writer.write(self.adapter.error_event(error, self.admission.hold.hold_id))
+                await writer.write(self.adapter.error_event(error, self.admission.hold.hold_id, scanner))
             else:
                 writer.abort()
         finally:

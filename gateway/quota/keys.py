@@ -34,6 +34,17 @@ def new_key() -> str:
     return body + _checksum(body)
 
 
+def demo_key(secret: str, name: str) -> str:
+    """The demo's key for ``name``: the same at every start of one installation, so that it can be shown again."""
+    value = int.from_bytes(hmac.digest(derive(secret, "demo-keys"), name.encode(), hashlib.sha512))
+    characters = []
+    for _ in range(_RANDOM_CHARACTERS):
+        value, digit = divmod(value, len(_ALPHABET))
+        characters.append(_ALPHABET[digit])
+    body = PREFIX + "".join(characters)
+    return body + _checksum(body)
+
+
 def well_formed(key: str) -> bool:
     """Whether this could be one of our keys at all."""
     return (

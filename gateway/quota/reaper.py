@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from gateway.domain.charges import ChargeRow, decode
+from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.scribe import Scribe
 from gateway.quota.turn import Turner
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
+from limits.model import ChargeState, OutboxEntry
 
 log = logging.getLogger(__name__)
 
@@ -29,20 +30,40 @@ ENTRIES_AT_ONCE = 200
 LAPSES_AT_ONCE = 50
 PARTITIONS_AT_ONCE = 64
 SEQS_EVERY_TICKS = 5
+AHEAD_EVERY_TICKS = 60
 
 
 class SeqStore(Protocol):
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> Sequence[tuple[str, int]]: ...
 
 
+class AheadStore(Protocol):
+    """Grants of periods that are about to start, inserted while the database is there."""
+
+    async def due_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
+
+    async def ahead(self, account_id: str, *, now_ms: int) -> bool: ...
+
+
 class Reaper:
     """The holder of the reaper's lease, or a worker waiting for it."""
 
     def __init__(
-        self, engine: Engine, store: SeqStore, scribe: Scribe, turner: Turner, metrics: Metrics, partitions: int
+        self,
+        engine: Engine,
+        *,
+        seqs: SeqStore,
+        periods: AheadStore,
+        scribe: Scribe,
+        turner: Turner,
+        metrics: Metrics,
+        partitions: int,
+        now_ms: Callable[[], int],
     ) -> None:
         self._engine = engine
-        self._store = store
+        self._seqs = seqs
+        self._periods = periods
+        self._now_ms = now_ms
         self._scribe = scribe
         self._turner = turner
         self._metrics = metrics
@@ -73,14 +94,36 @@ class Reaper:
         self.outbox_entries = waiting
         self._metrics.outbox_entries.set((), waiting)
         if self._ticks % SEQS_EVERY_TICKS == 0:
-            for account_id, seq in await self._store.last_seqs(older_than_ms=10_000, newer_than_ms=60_000):
+            for account_id, seq in await self._seqs.last_seqs(older_than_ms=10_000, newer_than_ms=60_000):
                 await self._engine.sync_seq(account_id, seq)
+        if self._ticks % AHEAD_EVERY_TICKS == 1:
+            await self._grant_ahead()
+
+    async def _grant_ahead(self) -> None:
+        """The next period's grants, up to a day early: a turn then survives an outage of the database."""
+        now_ms = self._now_ms()
+        for account_id in await self._periods.due_ahead(now_ms=now_ms):
+            if await self._periods.ahead(account_id, now_ms=now_ms):
+                await self._turner.push(account_id)
 
     async def _tend(self, partition: int) -> int:
         """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it."""
         await self._engine.sweep(partition, count=LAPSES_AT_ONCE)
         entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
-        rows: list[ChargeRow] = [decode(entry.charge.payload) for entry in entries]
-        if rows:
-            await self._scribe.write(rows)
+        if entries:
+            now_ms = self._now_ms()
+            await self._scribe.write([row_of(entry, ended_at_ms=now_ms - entry.age_ms) for entry in entries])
+            for entry in entries:
+                self._metrics.holds_lapsed.add((entry.charge.state.value,), 1)
         return len(entries)
+
+
+def row_of(entry: OutboxEntry, *, ended_at_ms: int) -> ChargeRow:
+    """The usage row of an outbox entry: as its worker wrote it, or its note with what the lapse charges."""
+    charge = entry.charge
+    row = decode(charge.payload)
+    if charge.state is ChargeState.SETTLED:
+        return row
+    lines = [GrantLine(line.wallet, line.number, line.amount) for line in charge.lines]
+    budgets = [BudgetLine(line.number, line.starts_at_ms, line.amount) for line in charge.budgets]
+    return lapsed(row, lines=lines, budgets=budgets, ended_at_ms=ended_at_ms)

@@ -75,6 +75,7 @@ class Quota:
         turner: Turner,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        clock: ServerClock,
     ) -> None:
         self._engine = engine
         self.holds = holds
@@ -82,7 +83,7 @@ class Quota:
         self.turner = turner
         self._metrics = metrics
         self._spawn = spawn
-        self.clock = ServerClock()
+        self.clock = clock
 
     async def admit(self, ask: Ask) -> Admission:
         """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""

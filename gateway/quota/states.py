@@ -1,0 +1,63 @@
+"""What Redis holds of an account, for those who serve no call: services, reports, the audit, a rebuild.
+
+Rules
+1. Telling Redis of a change is a courtesy: the change is in SQL with a push that the reaper delivers, so that Redis
+   being away is an answer here, not an error.
+2. ``view`` is what a call would see now: a stale account is loaded first, a finished period turned.
+"""
+
+from __future__ import annotations
+
+from gateway.errors import QuotaUnavailable
+from gateway.quota.turn import Turner, nonce
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+from limits.model import AccountView, Stale
+
+ATTEMPTS_MAX = 8  # another one may make the account stale, or turn it, between two of our steps
+
+
+class States:
+    """Accounts as Redis knows them."""
+
+    def __init__(self, engine: Engine, turner: Turner) -> None:
+        self._engine = engine
+        self._turner = turner
+
+    async def deliver(self, account_id: str) -> bool:
+        """Tell Redis that SQL changed; False when it does not answer now. Raises StoreUnavailable."""
+        try:
+            await self._turner.push(account_id)
+        except EngineUnavailable:
+            return False
+        return True
+
+    async def rebuild(self, account_id: str) -> None:
+        """Load the account from SQL, whatever Redis holds. Raises QuotaUnavailable, StoreUnavailable."""
+        try:
+            await self._turner.push(account_id)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
+
+    async def loaded(self, account_id: str, wallets: tuple[str, ...]) -> AccountView | None:
+        """The account as it lies in Redis; None when it must be loaded before it counts. Raises QuotaUnavailable."""
+        try:
+            view = await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
+        return None if isinstance(view, Stale) else view
+
+    async def view(self, account_id: str, wallets: tuple[str, ...]) -> AccountView:
+        """The account as its next call would find it. Raises QuotaUnavailable, AccountNotFound, StoreUnavailable."""
+        try:
+            for _ in range(ATTEMPTS_MAX):
+                view = await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+                if isinstance(view, Stale):
+                    await self._turner.load(account_id, view.ticket)
+                elif 0 < view.turn_at_ms <= view.server_ms:
+                    await self._turner.turn(account_id, view.server_ms)
+                else:
+                    return view
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
+        raise QuotaUnavailable
