@@ -6,7 +6,7 @@ class LimitsError(Exception):
 
 
 class EngineUnavailable(LimitsError):
-    """Redis did not do, or did not confirm, what was asked: no connection, a timeout, BUSY, LOADING, MISCONF, cluster down.
+    """Redis did not do, or did not confirm, what was asked: no connection, a timeout, BUSY, LOADING, cluster down.
 
     ``sent`` is False when the command certainly never left this process, True when its effect is unknown.
     """

@@ -84,7 +84,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class WalletDemand:
-    """``abandon`` is what a lapse of the hold charges provisionally; ``minimum`` what must be available besides nothing:
+    """``abandon`` is what a lapse of the hold charges provisionally; ``minimum`` what must be available:
     the reserve is refused when available < max(amount, minimum)."""
 
     wallet: str
@@ -221,6 +221,7 @@ class Refused:
     available: int
     resets_at_ms: int
     server_ms: int
+    crossed: tuple[tuple[str, int], ...] = ()  # thresholds first seen crossed at this refusal, as in Reserved
 
 
 @dataclass(frozen=True, slots=True)

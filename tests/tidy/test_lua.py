@@ -10,8 +10,8 @@ import pytest
 
 from tests.tidy.tree import ROOT, files
 
-SHARED = {"prelude", "demand"}  # local functions, put in front of scripts
-SCRIPTS = [path for path in files("limits", suffixes={".lua"}) if path.stem not in SHARED]
+SHARED = "prelude"  # prelude*.lua: local functions, put in front of the scripts that reach them
+SCRIPTS = [path for path in files("limits", suffixes={".lua"}) if not path.stem.startswith(SHARED)]
 IDS = [path.stem for path in SCRIPTS]
 SECTIONS = {
     "keys": re.compile(r"^-- *KEYS\b", re.MULTILINE),

@@ -1,0 +1,296 @@
+"""What the scripts read and answer, packed: demands, holds, charges, snapshots. ``lua/prelude.lua`` has the layouts.
+
+Rules
+1. Little endian; amounts are 8-byte integers, so that neither NaN nor a fraction can be said; times are Unix ms.
+2. What is packed here is checked here: an amount outside 0 … 2^53-1, a slot named twice, too many of anything is a
+   ValueError before anything is sent.
+
+Not here: keys and field names (``keys``), sending (``engine``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from limits import keys
+from limits.model import (
+    AMOUNT_MAX,
+    BudgetLine,
+    Charge,
+    ChargeState,
+    Delta,
+    Demand,
+    Hold,
+    OutboxEntry,
+    Scope,
+    Snapshot,
+    Take,
+    WindowDemand,
+)
+
+STATES: Final = {ChargeState.LAPSED: 1, ChargeState.SETTLED: 2}
+STATE_NAMES: Final = {number: state for state, number in STATES.items()}
+_WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
+_COUNTS_HOLDS: Final = 128
+_U32: Final = 2**32
+
+_Q = struct.Struct("<Q")
+_QQB = struct.Struct("<QQB")
+_BBB = struct.Struct("<BBB")
+_WINDOW = struct.Struct("<BIB")
+_TAKE = struct.Struct("<IQB")
+_LINE = struct.Struct("<Iq")
+_HOLD = struct.Struct("<HBQIQBB")
+_GRANT = struct.Struct("<IQqQQi")
+
+
+def time48(at_ms: int) -> bytes:
+    """A time as 6 bytes."""
+    return at_ms.to_bytes(6, "little")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A demand, packed: ``slots`` (the tail without its note), ``limits`` of the same slots, and their fields.
+
+    Windows and concurrency are grouped by scope there: ``windows`` and ``concurrency`` say which one each is.
+    """
+
+    slots: bytes
+    limits: bytes
+    fields: tuple[bytes, ...]
+    windows: tuple[int, ...]
+    concurrency: tuple[int, ...]
+
+
+class _Values:
+    """The distinct amounts of a demand: each slot names one by its index, from 1."""
+
+    def __init__(self) -> None:
+        self._indices: dict[int, int] = {}
+
+    def index(self, amount: int) -> int:
+        found = self._indices.get(amount)
+        if found is None:
+            if not 0 <= amount <= AMOUNT_MAX:
+                raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
+            found = self._indices[amount] = len(self._indices) + 1
+            if found > 255:
+                raise ValueError("a demand has at most 255 different amounts")
+        return found
+
+    def packed(self) -> bytes:
+        amounts = list(self._indices) or [0]
+        amounts += [0] * (-len(amounts) % 4)
+        return struct.pack(f"<B{len(amounts)}Q", len(amounts) // 4, *amounts)
+
+
+def layout(demand: Demand) -> Layout:
+    """Pack a demand. Raises ValueError."""
+    values = _Values()
+    slots, limits, fields = bytearray(), bytearray(), []
+    slots.append(_count(demand.wallets, (item.wallet for item in demand.wallets), "wallets"))
+    for wallet in demand.wallets:
+        field = keys.wallet_field(wallet.wallet)
+        fields.append(field)
+        slots.append(len(field) - 1)
+        slots += field[1:]
+        slots.append(values.index(wallet.abandon))
+        slots.append(values.index(wallet.amount))
+        limits += _Q.pack(wallet.minimum)
+    slots.append(_count(demand.budgets, (item.number for item in demand.budgets), "budgets"))
+    buckets = dict.fromkeys(keys.bucket_field(budget.number) for budget in demand.budgets)
+    places = {bucket: place for place, bucket in enumerate(buckets, 1)}
+    slots.append(len(places))
+    for budget in demand.budgets:
+        slots += budget_key(budget.number, budget.starts_at_ms)
+        place = places[keys.bucket_field(budget.number)]
+        slots += _BBB.pack(values.index(budget.amount), values.index(budget.abandon), place)
+        limits += _QQB.pack(budget.limit, budget.ends_at_ms, keys.NARROWNESS[budget.scope.kind])
+    fields += places
+    windows, concurrency = _scopes(demand, values, slots, limits, fields)
+    return Layout(values.packed() + slots, bytes(limits), tuple(fields), windows, concurrency)
+
+
+def _scopes(
+    demand: Demand, values: _Values, slots: bytearray, limits: bytearray, fields: list[bytes]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Windows and concurrency, scope by scope; answers the order in which the demand's were put."""
+    _count(demand.windows, ((item.scope, item.name, item.length_ms) for item in demand.windows), "windows")
+    _count(demand.concurrency, (item.scope for item in demand.concurrency), "scopes")
+    scopes: dict[Scope, tuple[list[int], list[int]]] = {}
+    for index, window in enumerate(demand.windows):
+        scopes.setdefault(window.scope, ([], []))[0].append(index)
+    for index, concurrency in enumerate(demand.concurrency):
+        scopes.setdefault(concurrency.scope, ([], []))[1].append(index)
+    slots.append(_count(scopes, scopes, "scopes"))
+    for scope, (windows, counted) in scopes.items():
+        field = keys.scope_field(scope)
+        fields.append(field)
+        slots.append(len(field))
+        slots += field
+        slots.append(len(windows) + (_COUNTS_HOLDS if counted else 0))
+        limits.append(keys.NARROWNESS[scope.kind])
+        for index in counted:
+            limits += _Q.pack(demand.concurrency[index].limit)
+        for index in windows:
+            window = demand.windows[index]
+            slots += _WINDOW.pack(*window_key(window), values.index(window.amount))
+            limits += _Q.pack(window.limit)
+    return (
+        tuple(index for windows, _ in scopes.values() for index in windows),
+        tuple(index for _, counted in scopes.values() for index in counted),
+    )
+
+
+def _count(items: object, names: Iterable[object], what: str) -> int:
+    """How many; at most 127, none twice."""
+    listed = list(names)
+    if len(listed) > 127 or len(set(listed)) != len(listed):
+        raise ValueError(f"at most 127 {what}, none of them twice")
+    return len(listed)
+
+
+def window_key(window: WindowDemand) -> tuple[int, int]:
+    """(code, length in seconds). Raises ValueError for an unknown name or a length that is no whole second."""
+    length_s, rest = divmod(window.length_ms, 1000)
+    if rest or not 0 < length_s < _U32 or window.name not in _WINDOW_CODES:
+        raise ValueError(f"no such window: {window.name} of {window.length_ms} ms")
+    return _WINDOW_CODES[window.name], length_s
+
+
+def budget_key(number: int, starts_at_ms: int) -> bytes:
+    return number.to_bytes(4, "little") + time48(starts_at_ms)
+
+
+def encode_hold(hold: Hold, packed: Layout) -> bytes:
+    """The whole hold, as Redis keeps it (its lease's end is the script's to set)."""
+    places = {wallet.wallet: place for place, wallet in enumerate(hold.demand.wallets, 1)}
+    head = _HOLD.pack(
+        hold.version, int(hold.first_byte), hold.created_at_ms, hold.lease_ms, 0, len(hold.takes), len(packed.windows)
+    )
+    takes = b"".join(_TAKE.pack(take.number, take.amount, places[take.wallet]) for take in hold.takes)
+    starts = b"".join((hold.window_starts_ms[index] % _U32).to_bytes(4, "little") for index in packed.windows)
+    return b"".join((head, takes, starts, packed.slots, hold.note))
+
+
+def encode_vector(lines: Sequence[Take], budgets: Sequence[BudgetLine], *, signed: bool) -> bytes:
+    """What a charge or a delta puts on grants and budgets. Raises ValueError for an amount out of range."""
+    lowest = -AMOUNT_MAX if signed else 0
+    wallets: dict[str, list[bytes]] = {}
+    for line in lines:
+        if not lowest <= line.amount <= AMOUNT_MAX:
+            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {line.amount}")
+        wallets.setdefault(line.wallet, []).append(_LINE.pack(line.number, line.amount))
+    parts = [bytes((len(wallets),))]
+    for wallet, packed in wallets.items():
+        name = keys.wallet_field(wallet)[1:]
+        parts += (bytes((len(name),)), name, bytes((len(packed),)), *packed)
+    parts.append(bytes((len(budgets),)))
+    for budget in budgets:
+        if not lowest <= budget.amount <= AMOUNT_MAX:
+            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {budget.amount}")
+        parts += (budget_key(budget.number, budget.starts_at_ms), budget.amount.to_bytes(8, "little", signed=True))
+    return b"".join(parts)
+
+
+def encode_charge(charge: Charge) -> tuple[bytes, int]:
+    """A charge as it goes into the outbox, and the position of its vector in it (from 1)."""
+    account = charge.account.encode()
+    vector = encode_vector(charge.lines, charge.budgets, signed=False)
+    head = b"".join(
+        (
+            bytes((STATES[charge.state],)),
+            keys.hold_bytes(charge.hold_id),
+            bytes((len(account),)),
+            account,
+            len(vector).to_bytes(2, "little"),
+        )
+    )
+    return b"".join((head, vector, charge.payload)), len(head) + 1
+
+
+def decode_vector(packed: bytes, at: int) -> tuple[tuple[Take, ...], tuple[BudgetLine, ...], int]:
+    """(lines, budgets, position behind)."""
+    lines: list[Take] = []
+    budgets: list[BudgetLine] = []
+    wallets, at = packed[at], at + 1
+    for _ in range(wallets):
+        size, at = packed[at], at + 1
+        wallet, at = packed[at : at + size].decode(), at + size
+        count, at = packed[at], at + 1
+        for _ in range(count):
+            number, amount = _LINE.unpack_from(packed, at)
+            lines.append(Take(wallet, number, amount))
+            at += _LINE.size
+    count, at = packed[at], at + 1
+    for _ in range(count):
+        number, starts_at_ms = u32(packed, at), u48(packed, at + 4)
+        amount = int.from_bytes(packed[at + 10 : at + 18], "little", signed=True)
+        budgets.append(BudgetLine(number, starts_at_ms, amount))
+        at += 18
+    return tuple(lines), tuple(budgets), at
+
+
+def decode_entry(entry_id: bytes, packed: bytes, now_ms: int) -> OutboxEntry:
+    """An entry of the outbox with its whole charge."""
+    size = packed[17]
+    lines, budgets, at = decode_vector(packed, 20 + size)
+    charge = Charge(
+        account=packed[18 : 18 + size].decode(),
+        hold_id=keys.hold_text(packed[1:17]),
+        state=STATE_NAMES[packed[0]],
+        lines=lines,
+        budgets=budgets,
+        payload=packed[at:],
+    )
+    created_ms = int(entry_id.partition(b"-")[0])
+    return OutboxEntry(entry_id.decode(), charge, max(0, now_ms - created_ms))
+
+
+def encode_deltas(deltas: Sequence[Delta]) -> bytes:
+    """In order of seq."""
+    parts = []
+    for delta in sorted(deltas, key=lambda item: item.seq):
+        vector = encode_vector(delta.lines, delta.budgets, signed=True)
+        parts.append(struct.pack("<QH", delta.seq, len(vector)) + vector)
+    return b"".join(parts)
+
+
+def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:
+    """The head of a load, and its wallets and buckets as arguments; grants in burn order."""
+    head = struct.pack("<QQQQ", snapshot.seq, snapshot.rev, snapshot.turn_at_ms, snapshot.period_at_ms)
+    args: list[bytes | int] = [len(snapshot.wallets)]
+    for state in snapshot.wallets:
+        grants = sorted(state.grants, key=lambda g: (g.priority, g.expires_at_ms or 2**63, g.number))
+        args.append(keys.wallet_field(state.wallet)[1:])
+        args.append(
+            b"".join(
+                _GRANT.pack(g.number, _amount(g.amount), g.counted, g.starts_at_ms, g.expires_at_ms, g.priority)
+                for g in grants
+            )
+        )
+    buckets: dict[bytes, list[bytes]] = {}
+    for budget in snapshot.budgets:
+        packed = budget_key(budget.number, budget.starts_at_ms) + budget.counted.to_bytes(8, "little", signed=True)
+        buckets.setdefault(keys.bucket_field(budget.number), []).append(packed)
+    for field, periods in buckets.items():
+        args += (field, b"".join(periods))
+    return head, args
+
+
+def _amount(amount: int) -> int:
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
+    return amount
+
+
+def u32(packed: bytes, at: int) -> int:
+    return int.from_bytes(packed[at : at + 4], "little")
+
+
+def u48(packed: bytes, at: int) -> int:
+    return int.from_bytes(packed[at : at + 6], "little")

@@ -1,0 +1,232 @@
+"""The engine's verbs: pack the arguments, run one script, unpack the reply.
+
+Rules
+1. One script per verb, one round trip per script; nothing is retried here. A lost reply is
+   EngineUnavailable(sent=True): every verb may be sent again, and the same id means the same thing.
+2. Decisions are made in the scripts, on the server's clock. Here are no limits, no state and no cache.
+3. Bad arguments raise ValueError before anything is sent.
+
+Not here: connections (``client``), layouts (``codec``, ``replies``), key names (``keys``), what to do about an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from limits import codec, keys, replies
+from limits.client import Argument, Client
+from limits.growth import aligned, summed
+from limits.model import (
+    AccountView,
+    Charge,
+    Confirm,
+    Demand,
+    ExtendReply,
+    Hold,
+    OutboxEntry,
+    PartitionState,
+    Reserve,
+    ReserveReply,
+    Settled,
+    Snapshot,
+    Stale,
+)
+from limits.replies import Asked
+from limits.scripts import script
+
+HOLDS_PER_RENEW_MAX: Final = 512
+BUCKETS_PEEKED_MAX: Final = 64
+LAPSES_PER_CALL: Final = 64
+_POLICY = struct.Struct("<qIIQI")
+_CALL = struct.Struct("<16sQIQ")
+
+
+class Engine:
+    """Accounts, wallets, budgets, windows and holds in one Redis, Valkey or Redis Cluster.
+
+    ``reassert_wait_ms``: how long a partition admits nothing after its record was made, so that live holds come back
+    first. ``amnesty_ms``: the usual lease; for so long no lease lapses after an outage or data loss.
+    ``clock_offset_ms`` moves the server's clock, for tests.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        partitions: int = 256,
+        reassert_wait_ms: int = 1000,
+        amnesty_ms: int = 60_000,
+        outbox_max_entries: int = 100_000,
+        outbox_max_age_ms: int = 600_000,
+        clock_offset_ms: int = 0,
+    ) -> None:
+        self.client = client
+        self.partitions = partitions
+        self._limits = (reassert_wait_ms, amnesty_ms, outbox_max_age_ms, outbox_max_entries)
+        self.clock_offset_ms = clock_offset_ms
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """Added to the server's time by every script; 0 outside tests."""
+        return self._clock_offset_ms
+
+    @clock_offset_ms.setter
+    def clock_offset_ms(self, offset_ms: int) -> None:
+        self._clock_offset_ms = offset_ms
+        self._policy = _POLICY.pack(offset_ms, *self._limits)
+
+    def partition(self, account: str) -> int:
+        return keys.partition_of(account, self.partitions)
+
+    async def reserve(self, request: Reserve, *, ticket: str) -> ReserveReply:
+        """Take the whole demand or nothing. ``ticket``: a nonce, proposed in case the account is found stale.
+
+        Raises EngineUnavailable, ScriptRejected, ValueError."""
+        packed = codec.layout(request.demand)
+        hold_id = keys.hold_bytes(request.hold_id)
+        call = _CALL.pack(hold_id, request.rev, request.lease_ms, request.deadline_ms)
+        call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
+        args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
+        fields = (keys.META, keys.hold_field(hold_id), *packed.fields)
+        reply = await self._run("reserve", request.account, *args, *fields)
+        hold = Hold(
+            account=request.account,
+            hold_id=request.hold_id,
+            version=1,
+            created_at_ms=0,
+            lease_ms=request.lease_ms,
+            takes=(),
+            demand=request.demand,
+            window_starts_ms=(),
+            note=request.note,
+        )
+        return replies.decode_demand(reply, Asked(hold, request.demand, packed))
+
+    async def extend(self, hold: Hold, more: Demand, *, ticket: str = "") -> ExtendReply:
+        """Take ``more`` on top, or nothing; every slot of it must be one of the hold's. Windows: those of now.
+
+        Raises EngineUnavailable, ScriptRejected, ValueError."""
+        top = aligned(hold.demand, more)
+        grown = replace(hold, demand=summed(hold.demand, top))
+        asked, packed = codec.layout(top), codec.layout(grown.demand)
+        hold_id = keys.hold_bytes(hold.hold_id)
+        args = (
+            struct.pack("<16sH", hold_id, hold.version),
+            asked.slots,
+            asked.limits,
+            packed.slots + hold.note,
+            ticket,
+        )
+        fields = (keys.META, keys.hold_field(hold_id), *packed.fields)
+        reply = await self._run("extend", hold.account, *args, *fields)
+        return replies.decode_extend(reply, Asked(grown, top, asked))
+
+    async def settle(self, hold: Hold, charge: Charge, *, window_actuals: Sequence[int | None] = ()) -> Settled:
+        """End a hold with its charge; never refused. ``window_actuals``: what each window of the demand really took
+        (None or nothing at all: as reserved). Raises EngineUnavailable, ScriptRejected, ValueError."""
+        packed = codec.layout(hold.demand)
+        hold_id = keys.hold_bytes(hold.hold_id)
+        encoded, at = codec.encode_charge(charge)
+        actuals = b""
+        if window_actuals:
+            used = (window_actuals[index] for index in packed.windows)
+            actuals = struct.pack(f"<{len(packed.windows)}q", *(-1 if amount is None else amount for amount in used))
+        fields = (keys.META, keys.hold_field(hold_id), keys.mark_field(hold_id), *packed.fields)
+        reply = await self._run("settle", hold.account, hold_id, encoded, at, actuals, *fields)
+        return replies.decode_settled(reply)
+
+    async def release(self, hold: Hold) -> None:
+        """End a hold that was not served: no charge, everything back. Raises EngineUnavailable."""
+        await self.release_id(hold.account, hold.hold_id)
+
+    async def release_id(self, account: str, hold_id: str) -> None:
+        """The same for a reserve whose reply never came, once its deadline has passed. Raises EngineUnavailable."""
+        await self._run("release", account, keys.hold_bytes(hold_id))
+
+    async def renew(self, partition: int, holds: Sequence[Hold]) -> PartitionState:
+        """Beat the partition, and upsert live holds of its accounts (at most 512).
+
+        Raises EngineUnavailable, ValueError."""
+        if len(holds) > HOLDS_PER_RENEW_MAX:
+            raise ValueError(f"at most {HOLDS_PER_RENEW_MAX} holds per renew")
+        accounts: dict[str, int] = {}
+        grouped: list[tuple[int, bytes]] = []
+        for hold in holds:
+            place = accounts.setdefault(hold.account, len(accounts) + 1)
+            whole = codec.encode_hold(hold, codec.layout(hold.demand))
+            grouped.append((place, struct.pack("<H16s", place, keys.hold_bytes(hold.hold_id)) + whole))
+        grouped.sort(key=lambda item: item[0])
+        own = [keys.account_key(partition, account) for account in accounts]
+        reply = await self.client.evalsha(
+            script("renew"),
+            [keys.outbox_key(partition), keys.leases_key(partition), *own],
+            [self._policy, *(packed for _, packed in grouped)],
+        )
+        return replies.decode_partition(reply)
+
+    async def load(self, snapshot: Snapshot, *, ticket: str) -> bool:
+        """Put a snapshot, read after the ticket was given, into a stale account. False: the ticket does not stand, or
+        the snapshot is older than the watermark. Raises EngineUnavailable, ScriptRejected, ValueError."""
+        head, args = codec.encode_snapshot(snapshot)
+        return bool(await self._run("load", snapshot.account, ticket, head, *args))
+
+    async def confirm(self, confirm: Confirm) -> None:
+        """SQL has this charge: count its deltas, each once; drop what was pending. Raises EngineUnavailable."""
+        fields: dict[bytes, None] = {}
+        for delta in confirm.deltas:
+            fields.update((keys.wallet_field(line.wallet), None) for line in delta.lines)
+            fields.update((keys.bucket_field(line.number), None) for line in delta.budgets)
+        hold_id = keys.hold_bytes(confirm.hold_id)
+        args = (hold_id, codec.STATES[confirm.state], codec.encode_deltas(confirm.deltas))
+        await self._run("confirm", confirm.account, *args, *fields)
+
+    async def peek(self, account: str, *, ticket: str, wallets: Sequence[str]) -> AccountView | Stale:
+        """What Redis holds: the wallets named, and up to 512 budgets. Raises EngineUnavailable."""
+        fields = (keys.META, *(keys.wallet_field(wallet) for wallet in wallets))
+        reply = await self._run("peek", account, ticket, BUCKETS_PEEKED_MAX, *fields)
+        if isinstance(reply, bytes):
+            return Stale(reply[1:].decode())
+        return replies.decode_view(reply, wallets)
+
+    async def mark_stale(self, account: str, *, ticket: str) -> str:
+        """A push: nothing is admitted before a load under this new ticket, which is answered.
+
+        Raises EngineUnavailable."""
+        await self._run("mark_stale", account, ticket)
+        return ticket
+
+    async def outbox(self, partition: int, *, older_than_ms: int, count: int, after: str = "") -> list[OutboxEntry]:
+        """Charges that wait for SQL longer than that, oldest first, after an entry id. Raises EngineUnavailable."""
+        args = (self._policy, older_than_ms, count, after)
+        now, entries = await self.client.evalsha(script("outbox"), [keys.outbox_key(partition)], args)
+        return [codec.decode_entry(entry_id, fields[1], int(now)) for entry_id, fields in entries]
+
+    async def sweep(self, partition: int, *, count: int) -> list[tuple[str, str]]:
+        """End the dead leases of up to ``count`` accounts; answers (account, hold id). Raises EngineUnavailable."""
+        lease_keys = [keys.outbox_key(partition), keys.leases_key(partition)]
+        due = await self.client.evalsha(script("sweep"), lease_keys, [self._policy, count])
+        accounts = [name.decode() for name in due]
+        lapsed = await asyncio.gather(*(self.lapse(account) for account in accounts))
+        return [(account, hold_id) for account, ended in zip(accounts, lapsed, strict=True) for hold_id, _ in ended]
+
+    async def lapse(self, account: str, *, count: int = LAPSES_PER_CALL) -> list[tuple[str, bool]]:
+        """End dead leases of an account; answers (hold id, whether it was charged). Raises EngineUnavailable."""
+        ended = await self._run("lapse", account, count)
+        return [(keys.hold_text(item[1:]), item[:1] == b"1") for item in ended]
+
+    async def sync_seq(self, account: str, last_seq: int) -> bool:
+        """SQL's last seq, some time old: a live account whose watermark is below becomes stale (True)."""
+        return bool(await self._run("sync_seq", account, last_seq))
+
+    async def lead(self, name: str, owner: str, ttl_ms: int) -> bool:
+        """Take or keep the lease of this name. Raises EngineUnavailable."""
+        return bool(await self.client.evalsha(script("lead"), [keys.leader_key(name)], [self._policy, owner, ttl_ms]))
+
+    async def _run(self, name: str, account: str, *args: Argument) -> Any:
+        partition = self.partition(account)
+        own = [keys.account_key(partition, account), keys.outbox_key(partition), keys.leases_key(partition)]
+        return await self.client.evalsha(script(name), own, (self._policy, *args))

@@ -1,0 +1,69 @@
+-- SQL has a charge: drop its pending mark and its outbox entry, and count its deltas, each once.
+--
+-- Flags: allow-oom
+-- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
+-- ARGV  1 policy (packed, see prelude.lua)
+--       2 hold id (16 bytes, string)
+--       3 state that SQL has (number: 1 lapsed, 2 settled)
+--       4 deltas in order of seq: I8 seq, I2 vector length, vector (packed)
+--       5… fields of the account (strings) that the deltas live in
+-- Example  settled, seq 12, +1,250 on grant 7: pending 1,250 → 0, counted + 1,250, watermark 11 → 12
+-- Effect
+--   * Unless a later state is pending: the mark and its outbox entry are dropped. Settled: the hold is dropped too.
+--   * A delta is counted if its seq is neither at or below the watermark nor in the set above it. The set keeps its
+--     deltas; the watermark moves over them, and rests while the account is stale.
+-- Reply  integer: the watermark
+assert(#KEYS == 3 and #ARGV >= 4, 'confirm: 3 keys, 4 arguments or more')
+
+local id, state, deltas = ARGV[2], tonumber(ARGV[3]), ARGV[4]
+read_clock()
+local stamp = incarnation(KEYS[3], KEYS[2])
+local found = redis.call('HMGET', KEYS[1], 'm', 'h' .. id, 'p' .. id)
+local meta = found[1] and read_meta(found[1]) or new_meta(KEYS[3])
+local fresh = meta[STAMP] == stamp
+local hold, mark = found[2], found[3]
+if hold and state == SETTLED then
+  -- Its settle never came here. Windows stay as reserved: what they really took is not known.
+  free_hold(KEYS[1], KEYS[3], meta, id, hold, nil)
+end
+
+names = {'m', unpack(ARGV, 5)}
+vals, dirty = redis.call('HMGET', KEYS[1], unpack(names)), {}
+local kept = {}
+local unmark = mark and string.byte(mark) <= state
+local entry = unmark and string.sub(mark, 3, 2 + string.byte(mark, 2))
+if unmark then
+  add_vector(KEYS[1], meta, mark, 3 + #entry, 0, -1)
+end
+local at = 1
+while at <= #deltas do
+  local seq, length, vector = struct.unpack('<I8I2', deltas, at)
+  local field = 'k' .. string.format('%.0f', seq)
+  local known = seq <= meta[SEQ] or (meta[KEPT_COUNT] > 0 and redis.call('HEXISTS', KEYS[1], field) == 1)
+  if not known then
+    add_vector(KEYS[1], meta, deltas, vector, 1, 0)
+    if fresh and seq == meta[SEQ] + 1 then
+      meta[SEQ] = seq
+    else
+      kept[#kept + 1], kept[#kept + 2] = field, string.sub(deltas, vector, vector + length - 1)
+      meta[KEPT_LOW] = meta[KEPT_COUNT] == 0 and seq or math.min(meta[KEPT_LOW], seq)
+      meta[KEPT_TOP] = meta[KEPT_COUNT] == 0 and seq or math.max(meta[KEPT_TOP], seq)
+      meta[KEPT_COUNT] = meta[KEPT_COUNT] + 1
+    end
+  end
+  at = vector + length
+end
+-- From here on only writes.
+if #kept > 0 then
+  redis.call('HSET', KEYS[1], unpack(kept))
+end
+if fresh then
+  absorb(KEYS[1], meta)
+end
+vals[1], dirty[1] = pack_meta(meta), true
+write_fields(KEYS[1])
+if unmark then
+  redis.call('HDEL', KEYS[1], 'p' .. id)
+  redis.call('XDEL', KEYS[2], entry)
+end
+return meta[SEQ]

@@ -1,0 +1,67 @@
+-- Grow an open hold: check what it asks for on top against every slot, and take all of that or nothing.
+--
+-- Flags: none
+-- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
+-- ARGV  1 policy (packed, see prelude.lua)
+--       2 the hold, packed: c16 hold id, I2 version that the caller has (count)
+--       3 tail of what is asked for on top: the hold's slots in its order, amounts in steps (0 = nothing)
+--       4 limits of these slots, packed (see prelude_demand.lua)
+--       5 tail of the whole: the same slots with the sums, then the note
+--       6 ticket: a nonce (string), kept if the account is found stale
+--       7 fields of the account: m, h<hold id>, then the slots' fields in the tail's order
+-- Example  500 steps more for version 1: "R…" with version 2 and every take of the hold so far
+-- Effect
+--   * Takes every amount, from the grants in burn order and from the windows of now. Nothing on refusal.
+--   * The hold's version grows by one; its lease stays. Repeated for the version before: the same reply, nothing taken.
+-- Reply (one string): R, F, S, W as reserve; G: no such open hold, or of another version
+assert(#KEYS == 3 and #ARGV >= 8, 'extend: 3 keys, 8 arguments or more')
+
+local id, version = struct.unpack('<c16I2', ARGV[2])
+read_clock()
+local stamp, record = incarnation(KEYS[3], KEYS[2])
+names = {unpack(ARGV, 7)}
+vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}
+meta = vals[1] and read_meta(vals[1])
+if not meta or meta[STAMP] ~= stamp then
+  return 'S' .. ticket_of(KEYS[1], stamp, ARGV[6])
+end
+local warming = warming_until(record)
+if warming > 0 then
+  return 'W' .. struct.pack('<I8I8', warming, now) .. record
+end
+local hold = vals[2]
+local stored, flags, created, lease_ms, lease_end, old_takes
+if hold then
+  stored, flags, created, lease_ms, lease_end, old_takes = struct.unpack(HOLD, hold)
+end
+if not hold or version == 65535 or (stored ~= version and stored ~= version + 1) then
+  return 'G'
+end
+extending = hold
+if stored == version + 1 then -- a repeat
+  check_demand(ARGV[3], ARGV[4], 2, true)
+  takes, taken = old_takes, string.sub(hold, 26, 25 + 13 * old_takes)
+  return reply_to_demand(stored, created, record)
+end
+
+check_demand(ARGV[3], ARGV[4], 2)
+if refusal then
+  return reply_to_demand(version, created, record)
+end
+-- After this point the extend must succeed. New takes of a grant that the hold has already are added to it.
+local merged = string.sub(hold, 26, 25 + 13 * old_takes)
+for at = 1, #taken, 13 do
+  local key, amount = string.sub(taken, at, at + 3), struct.unpack('<I8', taken, at + 4)
+  local found = find_record(merged, key, 1, 13)
+  if found then
+    local before = struct.unpack('<I8', merged, found + 4)
+    merged = string.sub(merged, 1, found + 3) .. struct.pack('<I8', before + amount) .. string.sub(merged, found + 12)
+  else
+    merged = merged .. string.sub(taken, at, at + 12)
+  end
+end
+takes, taken = #merged / 13, merged
+vals[2] = struct.pack(HOLD, version + 1, flags, created, lease_ms, lease_end, takes, windows) .. taken .. starts .. ARGV[5]
+vals[1], dirty[1], dirty[2] = pack_meta(meta), true, true
+write_fields(KEYS[1])
+return reply_to_demand(version + 1, created, record)

@@ -1,0 +1,85 @@
+-- Beat a partition and renew live holds: each is an upsert of the whole hold, so that it survives a Redis that forgot it.
+--
+-- Flags: allow-oom
+-- KEYS  1 the partition's outbox (stream)  2 the partition's lease index (sorted set)  3… accounts (hashes)
+-- ARGV  1 policy (packed, see prelude.lua)
+--       2… per hold, ordered by account: I2 number of the account (from 1), c16 hold id, then the hold (packed)
+-- Example  a beat: no accounts, no holds → "P…" with the partition's record
+-- Effect
+--   * The partition's record is made anew if this is another incarnation; its beat is now. A beat that comes too late
+--     (a third of the amnesty) gives every lease of the partition new time.
+--   * A known hold: its lease runs from now, its first byte is told; a newer version replaces an older one, never the
+--     other way round.
+--   * An unknown hold is opened again with all it holds, unchecked, also on a stale or absent account; not if its settle
+--     is pending.
+-- Reply (one string)  "P", I8 now ms, I8 outbox entries, record
+assert(#KEYS >= 2 and #ARGV >= 1, 'renew: 2 keys or more, 1 argument or more')
+
+local OUTBOX, LEASES = KEYS[1], KEYS[2]
+read_clock()
+local _, record = incarnation(LEASES, OUTBOX)
+amnesty_until(LEASES, true)
+
+-- Take a hold's slots off the account (sign -1) or put them on (sign 1); what Redis does not know becomes a placeholder.
+local function move_slots(account, meta, hold, sign)
+  names, dirty = fields_of(hold, {}), {}
+  vals = redis.call('HMGET', account, unpack(names))
+  for index = 1, #names do
+    local kind = string.byte(names[index])
+    if not vals[index] and kind == 119 then
+      know_wallet(account, string.sub(names[index], 2))
+    elseif kind == 98 then
+      meta[BUCKETS] = math.max(meta[BUCKETS], tonumber(string.sub(names[index], 2)) + 1)
+    end
+  end
+  move_hold(hold, 0, sign, nil)
+  write_fields(account)
+end
+
+-- One hold of an account whose meta is at hand.
+local function renew_one(account, meta, id, given)
+  local field = 'h' .. id
+  local found = redis.call('HMGET', account, field, 'p' .. id)
+  local stored, mark = found[1], found[2]
+  local version, flags, created, lease_ms, _, takes, windows = struct.unpack(HOLD, given)
+  local body = string.sub(given, 26)
+  if not stored then
+    if mark and string.byte(mark) == SETTLED then
+      return
+    end
+    move_slots(account, meta, given, 1)
+    meta[HOLDS] = meta[HOLDS] + 1
+  else
+    local known, told = struct.unpack('<I2B', stored)
+    flags = math.max(flags, told)
+    if version > known then
+      move_slots(account, meta, stored, -1)
+      move_slots(account, meta, given, 1)
+    else
+      version, _, created, _, _, takes, windows = struct.unpack(HOLD, stored)
+      body = string.sub(stored, 26)
+    end
+  end
+  local lease_end = now + lease_ms
+  local hold = struct.pack(HOLD, version, flags, created, lease_ms, lease_end, takes, windows) .. body
+  redis.call('HSET', account, field, hold)
+  index_lease(account, LEASES, meta, id, lease_end)
+end
+
+local owner, account, meta = 0, nil, nil
+for index = 2, #ARGV do
+  local number, id = struct.unpack('<I2c16', ARGV[index])
+  if number ~= owner then
+    if account then
+      redis.call('HSET', account, 'm', pack_meta(meta))
+    end
+    owner, account = number, KEYS[number + 2]
+    local packed = redis.call('HGET', account, 'm')
+    meta = packed and read_meta(packed) or new_meta(LEASES)
+  end
+  renew_one(account, meta, id, string.sub(ARGV[index], 19))
+end
+if account then
+  redis.call('HSET', account, 'm', pack_meta(meta))
+end
+return 'P' .. struct.pack('<I8I8', now, redis.call('XLEN', OUTBOX)) .. record

@@ -1,0 +1,53 @@
+-- End a hold with its charge: free what was held, mark the charge pending, and append it to the outbox.
+--
+-- Flags: allow-oom
+-- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
+-- ARGV  1 policy (packed, see prelude.lua)
+--       2 hold id (16 bytes, string)
+--       3 the charge as it goes into the outbox (packed bytes, see prelude.lua)
+--       4 position of the charge's vector in it (number, from 1)
+--       5 what each window really took, in the hold's order: I8 or -1 = as reserved (packed; "" = all as reserved)
+--       6 fields of the account: m, h<hold id>, p<hold id>, then the slots' fields in the tail's order
+-- Example  a hold of 4,000 steps on grant 7, charged 1,250: held 4,000 → 0, pending 0 → 1,250, one outbox entry
+-- Effect
+--   * One path, whether the account is stale, absent or live and whether the hold is known: the charge is never refused.
+--   * Pending rises on the grants and budgets of the charge; what Redis does not know becomes a placeholder.
+--   * A pending lapse of the same hold is replaced. A pending settle of it: nothing changes but that the hold is freed.
+-- Reply (one string)  "E", B known (1 = Redis had the hold), I8 now ms, record
+assert(#KEYS == 3 and #ARGV >= 8, 'settle: 3 keys, 8 arguments or more')
+
+local id, charge, at = ARGV[2], ARGV[3], tonumber(ARGV[4])
+read_clock()
+local stamp, record = incarnation(KEYS[3], KEYS[2])
+names = {unpack(ARGV, 6)}
+vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 6)), {}
+local meta = vals[1] and read_meta(vals[1]) or new_meta(KEYS[3])
+local hold, mark = vals[2], vals[3]
+local actuals = ARGV[5] ~= '' and ARGV[5] or nil
+local settled = mark and string.byte(mark) == SETTLED
+if hold then
+  move_hold(hold, 3, -1, actuals)
+  meta[HOLDS] = meta[HOLDS] - 1
+end
+if not settled then
+  local replaced = mark and string.byte(mark, 2)
+  if mark then
+    add_vector(KEYS[1], meta, mark, 3 + replaced, 0, -1)
+  end
+  add_vector(KEYS[1], meta, charge, at, 0, 1)
+  -- From here on only writes; the outbox first.
+  local entry = append(KEYS[2], charge)
+  if mark then
+    redis.call('XDEL', KEYS[2], string.sub(mark, 3, 2 + replaced))
+  end
+  local length = struct.unpack('<I2', charge, at - 2)
+  vals[3] = struct.pack('<BBc0', SETTLED, #entry, entry) .. string.sub(charge, at, at + length - 1)
+  dirty[3] = true
+end
+vals[1], dirty[1] = pack_meta(meta), true
+write_fields(KEYS[1])
+if hold then
+  redis.call('HDEL', KEYS[1], names[2])
+  redis.call('ZREM', KEYS[3], names[2])
+end
+return 'E' .. string.char(hold and 1 or 0) .. struct.pack('<I8', now) .. record

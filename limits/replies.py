@@ -1,0 +1,235 @@
+"""What the scripts answer, unpacked into the engine's vocabulary. The first byte says which answer it is.
+
+Not here: packing (``codec``), sending (``engine``).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from limits.codec import Layout, u48
+from limits.model import (
+    AMOUNT_MAX,
+    AccountView,
+    Demand,
+    ExtendReply,
+    Gone,
+    GrantView,
+    Hold,
+    Late,
+    Overloaded,
+    PartitionState,
+    Reauth,
+    Refused,
+    Reserved,
+    ReserveReply,
+    Scope,
+    Settled,
+    Stale,
+    Take,
+    Turn,
+    Verdict,
+    WalletView,
+    Warming,
+)
+
+_VERDICTS: Final = {
+    1: Verdict.LASTING,
+    2: Verdict.HELD,
+    3: Verdict.RATE,
+    4: Verdict.CONCURRENCY,
+    5: Verdict.TOO_LARGE,
+}
+_Q = struct.Struct("<Q")
+_QQ = struct.Struct("<QQ")
+_RESERVED = struct.Struct("<QQHB")
+_TAKE = struct.Struct("<IQB")
+_VIEW = struct.Struct("<qQHIH")
+_REFUSED = struct.Struct("<BcBqqqqqQQB")
+_CROSSED = struct.Struct("<BH")
+_META = struct.Struct("<16s30sIII")
+_GRANT = struct.Struct("<IqqqqIHIHi")
+_BUDGET = struct.Struct("<IIHqqq")
+_HELD_APART: Final = 8  # a wallet's field begins with what was warned of
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a demand-shaped reply is about: the hold as it will be if it is granted, and how its demand was packed.
+
+    ``demand`` is what was asked for: of a reserve the hold's own, of an extend what came on top."""
+
+    hold: Hold
+    demand: Demand
+    layout: Layout
+
+
+def decode_demand(reply: bytes, asked: Asked) -> ReserveReply:
+    """The answer to a reserve."""
+    match reply[:1]:
+        case b"R":
+            return _reserved(reply, asked)
+        case b"F":
+            return _refused(reply, asked)
+        case b"S":
+            return Stale(reply[1:].decode())
+        case b"W":
+            until_ms, now_ms = _QQ.unpack_from(reply, 1)
+            return Warming(until_ms, now_ms, reply[17:].decode())
+        case b"L":
+            return Late(_Q.unpack_from(reply, 1)[0])
+        case b"A":
+            return Reauth(_Q.unpack_from(reply, 1)[0])
+        case b"T":
+            return Turn(*_QQ.unpack_from(reply, 1))
+        case b"O":
+            return Overloaded(_Q.unpack_from(reply, 1)[0])
+    raise AssertionError(f"no such answer: {reply[:1]!r}")
+
+
+def decode_extend(reply: bytes, asked: Asked) -> ExtendReply:
+    """The answer to an extend."""
+    if reply[:1] == b"G":
+        return Gone()
+    answer = decode_demand(reply, asked)
+    assert isinstance(answer, Reserved | Refused | Stale | Warming)
+    return answer
+
+
+def _reserved(reply: bytes, asked: Asked) -> Reserved:
+    now_ms, created_ms, version, count = _RESERVED.unpack_from(reply, 1)
+    at = 1 + _RESERVED.size
+    demand = asked.hold.demand
+    takes = []
+    for _ in range(count):
+        number, amount, wallet = _TAKE.unpack_from(reply, at)
+        takes.append(Take(demand.wallets[wallet - 1].wallet, number, amount))
+        at += _TAKE.size
+    count, at = reply[at], at + 1
+    views = []
+    for wallet in demand.wallets[:count]:
+        available, capacity, used, low, high = _VIEW.unpack_from(reply, at)
+        views.append(WalletView(wallet.wallet, available, capacity, used, low + (high << 32)))
+        at += _VIEW.size
+    count, at = reply[at], at + 1
+    windows = [(0, 0)] * count
+    starts = list(asked.hold.window_starts_ms) or [0] * count
+    for index in asked.layout.windows:
+        window = asked.demand.windows[index]
+        remaining, start_ms = _QQ.unpack_from(reply, at)
+        windows[index] = (remaining, start_ms + window.length_ms)
+        if window.amount or not starts[index]:
+            starts[index] = start_ms
+        at += _QQ.size
+    crossed, at = _crossed(reply, at, demand)
+    hold = replace(
+        asked.hold,
+        version=version,
+        created_at_ms=created_ms,
+        takes=tuple(takes),
+        window_starts_ms=tuple(starts),
+    )
+    return Reserved(hold, tuple(views), crossed, tuple(windows), now_ms, reply[at:].decode())
+
+
+def _crossed(reply: bytes, at: int, demand: Demand) -> tuple[tuple[tuple[str, int], ...], int]:
+    """Thresholds crossed, and the position behind them."""
+    count, at = reply[at], at + 1
+    found = []
+    for _ in range(count):
+        wallet, permille = _CROSSED.unpack_from(reply, at)
+        found.append((demand.wallets[wallet - 1].wallet, permille))
+        at += _CROSSED.size
+    return tuple(found), at
+
+
+def _refused(reply: bytes, asked: Asked) -> Refused:
+    verdict, letter, place, limit, used, held, needed, available, resets_at_ms, now_ms, _ = _REFUSED.unpack_from(
+        reply, 1
+    )
+    slot, scope, meter = _slot(letter, place - 1, asked)
+    crossed, _ = _crossed(reply, _REFUSED.size, asked.demand)
+    return Refused(
+        verdict=_VERDICTS[verdict],
+        slot=slot,
+        scope=scope,
+        meter=meter,
+        limit=limit,
+        used=used,
+        held=held,
+        needed=needed,
+        available=available,
+        resets_at_ms=resets_at_ms,
+        server_ms=now_ms,
+        crossed=crossed,
+    )
+
+
+def _slot(letter: bytes, index: int, asked: Asked) -> tuple[str, Scope | None, str]:
+    """(slot, scope, meter) of a refusal."""
+    demand = asked.demand
+    match letter:
+        case b"w":
+            return "wallet", None, demand.wallets[index].wallet
+        case b"b":
+            return "budget", demand.budgets[index].scope, demand.budgets[index].meter
+        case b"n":
+            window = demand.windows[asked.layout.windows[index]]
+            return window.name, window.scope, ""
+        case _:
+            return "concurrency", demand.concurrency[asked.layout.concurrency[index]].scope, ""
+
+
+def decode_settled(reply: bytes) -> Settled:
+    return Settled(record=reply[10:].decode(), server_ms=_Q.unpack_from(reply, 2)[0], known=reply[1] == 1)
+
+
+def decode_partition(reply: bytes) -> PartitionState:
+    now_ms, entries = _QQ.unpack_from(reply, 1)
+    return PartitionState(reply[17:].decode(), now_ms, entries)
+
+
+def decode_view(reply: Sequence[bytes], wallets: Sequence[str]) -> AccountView:
+    """The answer to a peek of a live account."""
+    now_ms = _Q.unpack_from(reply[0], 1)[0]
+    _, times, _, holds, _ = _META.unpack_from(reply[1])
+    rev, seq, turn_at_ms = (u48(times, at) for at in (0, 6, 12))
+    shown = tuple(decode_wallet(wallet, packed, now_ms) for wallet, packed in zip(wallets, reply[2:], strict=False))
+    budgets = []
+    for packed in reply[2 + len(wallets) :]:
+        for number, low, high, counted, pending, held in _BUDGET.iter_unpack(packed):
+            budgets.append((number, low + (high << 32), counted, pending, held))
+    return AccountView(rev, seq, turn_at_ms, shown, tuple(budgets), holds, now_ms)
+
+
+def decode_wallet(wallet: str, packed: bytes, now_ms: int) -> tuple[WalletView, tuple[GrantView, ...]]:
+    """A wallet's field: its sums over what is open now, and every grant that Redis knows."""
+    grants = []
+    for at in range(_HELD_APART, len(packed), 2 + _GRANT.size):
+        number, amount, counted, pending, held, s_low, s_high, e_low, e_high, priority = _GRANT.unpack_from(
+            packed, at + 2
+        )
+        starts_at_ms, expires_at_ms = s_low + (s_high << 32), e_low + (e_high << 32)
+        grants.append(GrantView(number, amount, counted, pending, held, expires_at_ms, starts_at_ms, priority))
+    return view_of(wallet, grants, now_ms), tuple(grants)
+
+
+def view_of(wallet: str, grants: Sequence[GrantView], now_ms: int) -> WalletView:
+    """available = sum over open grants of amount - posted - held."""
+    opened = [g for g in grants if g.starts_at_ms <= now_ms and (not g.expires_at_ms or g.expires_at_ms > now_ms)]
+    capacity = sum(grant.amount for grant in opened)
+    used = sum(grant.counted + grant.pending + grant.held for grant in opened)
+    resets_at_ms = min((grant.expires_at_ms for grant in opened if grant.expires_at_ms), default=0)
+    return WalletView(wallet, capacity - used, capacity, permille(used, capacity), resets_at_ms)
+
+
+def permille(used: int, capacity: int) -> int:
+    """Rounded down, at most 65,535; large numbers lose ten bits first, as the scripts do it to stay exact."""
+    if capacity <= 0 or used <= 0:
+        return 1000 if capacity <= 0 < used else 0
+    if used >= AMOUNT_MAX // 1024 + 1:
+        used, capacity = used >> 10, max(1, capacity >> 10)
+    return min(65_535, used * 1000 // capacity)
