@@ -27,7 +27,8 @@ from limits.resp import Argument, Script, code_of, error_of, pack, pack_evalsha,
 
 SLOTS = 16384
 REDIRECTIONS_MAX = 8
-AGAIN_S = 0.005  # before a TRYAGAIN (a slot on the move) is tried again
+AGAIN_S = 0.005  # before a TRYAGAIN (a slot on the move) is tried again, doubling
+AGAIN_MAX_S = 0.04
 READING_PAUSE_S = 0.1  # between two readings of the map
 READING_PAUSE_MAX_S = 0.5  # the same while nobody tells it
 READING_TIMEOUT_S = 0.25  # one server's time to tell the map
@@ -88,7 +89,8 @@ class ClusterClient:
         deadline = time.monotonic() + timeout_s
         node = self._slots[slot] or await self._find(slot, timeout_s)
         loading, asking = b"", b""
-        for _ in range(REDIRECTIONS_MAX):
+        redirections, pause_s = 0, AGAIN_S
+        while redirections < REDIRECTIONS_MAX:
             try:
                 left_s = deadline - time.monotonic()
                 reply = await node.send(loading + asking + command, left_s, ignored=bool(loading) + bool(asking))
@@ -102,12 +104,15 @@ class ClusterClient:
                 loading = pack_load(script)
             elif code == "MOVED":
                 node, loading, asking = self._node_at(str(reply), node), b"", b""
+                redirections += 1
                 self._slots[slot] = node
                 self._refresh()
             elif code == "ASK":
                 node, loading, asking = self._node_at(str(reply), node), b"", ASKING
-            elif code == "TRYAGAIN" and time.monotonic() + AGAIN_S < deadline:
-                await asyncio.sleep(AGAIN_S)
+                redirections += 1
+            elif code == "TRYAGAIN" and time.monotonic() + pause_s < deadline:
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, AGAIN_MAX_S)
             else:
                 if code in STALE_MAP:
                     self._refresh()

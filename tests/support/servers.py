@@ -224,7 +224,7 @@ def _cluster_options(folder: Path) -> tuple[str, ...]:
     return (
         "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port", str(free_port()),
         "--cluster-announce-ip", "127.0.0.1", "--cluster-config-file", str(folder / "nodes.conf"),
-        "--repl-diskless-sync-delay", "0",
+        "--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0",
     )  # fmt: skip
 
 
