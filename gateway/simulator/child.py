@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
+
 from gateway.errors import ServiceAway
 from gateway.simulator.counting import preload_all
 from gateway.simulator.server import serve
@@ -113,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
     if "--with-parent" in arguments:
         _die_with_parent()
     preload_all()
-    asyncio.run(_serve_while_parent_lives(arguments[0], int(arguments[1])))
+    uvloop.run(_serve_while_parent_lives(arguments[0], int(arguments[1])))
 
 
 if __name__ == "__main__":

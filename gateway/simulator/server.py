@@ -18,10 +18,12 @@ from hashlib import sha256
 from typing import Any
 
 import orjson
+import uvloop
 from aiohttp import web
 
 from gateway.simulator import anthropic, headers, openai_simple, problems, steering
 from gateway.simulator.answer import Ask, decide
+from gateway.simulator.counting import preload_all
 from gateway.simulator.journal import ENTRIES_MAX, End, Entry, Journal
 from gateway.simulator.journal_routes import serve_journal
 from gateway.simulator.problems import Problem
@@ -50,22 +52,23 @@ class Models:
         entry = self.journal.open(
             received_at_ms=now_ms(), method=request.method, route=path, query=request.query_string
         )
+        wire = Wire(request, entry, steering.NONE, self.stall_max_s)
         end = End.CUT_BY_CLIENT
         try:
-            end = await self._answer(request, entry)
+            end = await self._answer(wire)
         except (ConnectionError, web.RequestPayloadError):
             # The peer left while it sent its request, or while it was answered.
             end = End.CUT_BY_CLIENT
         finally:
             self.journal.close(entry, end, now_ms=now_ms())
-        return _Written()
+        return wire.response
 
-    async def _answer(self, request: web.BaseRequest, entry: Entry) -> End:
+    async def _answer(self, wire: Wire) -> End:
+        request, entry = wire.request, wire.entry
         body = await request.read()
         route = ROUTES.get(request.path) if request.method == "POST" else None
         dialect = route.dialect if route is not None else _dialect_of(request)
         _describe(entry, request, body, dialect)
-        wire = Wire(request, entry, steering.NONE, self.stall_max_s)
         try:
             wire.steering = steering.read(request.headers.get("x-simulate"), body)
             entry.tag = wire.steering.tag
@@ -88,16 +91,6 @@ class Models:
             return await _refuse(wire, dialect, problems.invalid(str(error), param="x-simulate"))
         except Problem as problem:
             return await _refuse(wire, dialect, problem)
-
-
-class _Written(web.Response):
-    """Tells aiohttp that the answer is on its way: ``Wire`` has written it."""
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing to prepare."""
-
-    async def write_eof(self, data: bytes | bytearray | memoryview = b"") -> None:
-        """Nothing to end."""
 
 
 async def _answer_call(route: Route, ask: Ask, wire: Wire) -> End:
@@ -266,4 +259,5 @@ async def serve_until_signal(host: str, port: int, *, entries_max: int = ENTRIES
 
 def run(host: str, port: int, *, entries_max: int = ENTRIES_MAX) -> None:
     """``tollgate upstream``: serve in this process until a signal ends it."""
-    asyncio.run(serve_until_signal(host, port, entries_max=entries_max))
+    preload_all()
+    uvloop.run(serve_until_signal(host, port, entries_max=entries_max))

@@ -14,7 +14,7 @@ import struct
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
@@ -46,29 +46,28 @@ class Wire:
     entry: Entry
     steering: Steering
     stall_max_s: float
+    # What aiohttp is told at the end; it finds the answer written. Before that, only a broken connection leaves it.
+    response: web.StreamResponse = field(default_factory=web.Response)
 
     async def whole(self, status: int, headers: dict[str, str], body: bytes, usage: Usage) -> End:
         """Send a body in one piece; ``usage`` is what it bills."""
         steering = self.steering
         packed, headers = self._packed(headers, body)
         cut = _cut_of(steering, len(packed))
-        announced = cut if steering.truncate is not None else len(packed)
-        response = web.StreamResponse(status=status, headers=headers)
-        response.content_length = announced
-        if steering.reset is not None and steering.reset.where == "headers":
-            await response.prepare(self.request)
-            return await self._reset()
         if cut == len(packed):
             # One write for headers and body, as nearly every answer goes.
-            response = web.Response(status=status, headers=headers, body=packed)
+            response: web.StreamResponse = web.Response(status=status, headers=headers, body=packed)
             self._serve(body, usage)
-            await response.prepare(self.request)
-            await response.write_eof()
         else:
-            await response.prepare(self.request)
-            if cut:
-                self._serve(packed[:cut], usage)
-                await response.write(packed[:cut])
+            response = web.StreamResponse(status=status, headers=headers)
+            response.content_length = cut if steering.truncate is not None else len(packed)
+        self.response = response
+        await response.prepare(self.request)
+        if isinstance(response, web.Response):
+            await response.write_eof()
+        elif cut:
+            self._serve(packed[:cut], usage)
+            await response.write(packed[:cut])
         if steering.stall is not None:
             return await self._stall()
         if steering.reset is not None:
@@ -92,7 +91,7 @@ class Wire:
         packer = zlib.compressobj(wbits=_GZIP) if steering.gzip is not None else None
         if packer is not None:
             headers = {**headers, "Content-Encoding": "gzip"}
-        response = web.StreamResponse(status=200, headers=headers)
+        self.response = response = web.StreamResponse(status=200, headers=headers)
         response.enable_chunked_encoding()
         self._check_peer()
         await response.prepare(self.request)
@@ -179,6 +178,7 @@ class Wire:
 
     async def _stall(self) -> End:
         await asyncio.sleep(self.stall_max_s)
+        await self._reset()
         return End.STALLED
 
     def _packed(self, headers: dict[str, str], body: bytes) -> tuple[bytes, dict[str, str]]:
@@ -217,7 +217,7 @@ def _so_far(planned: Usage, output: int) -> Usage:
 
 def _cut_of(steering: Steering, size: int) -> int:
     """How much of a whole body goes out. Fault "after event 0" comes before its first byte, any other at its middle."""
-    if steering.reset is not None and steering.reset.where == "within":
+    if steering.reset is not None and steering.reset.where != "after":
         return size // 2 if steering.reset.events else 0
     for after in (steering.stall, steering.truncate):
         if after is not None:
