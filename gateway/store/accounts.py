@@ -113,7 +113,7 @@ class Accounts:
         """All accounts with this address, the oldest first; letters' case does not matter."""
         if not storable(email):
             return ()
-        query = ACCOUNTS.where(func.lower(accounts.c.email) == email.strip().lower()).order_by(accounts.c.id)
+        query = ACCOUNTS.where(accounts.c.email == email.strip().lower()).order_by(accounts.c.id)
         async with self._database.read() as connection:
             return tuple(account_of(row) for row in await connection.execute(query))
 
@@ -268,4 +268,4 @@ def _checked(name: str, external_id: str | None, email: str | None) -> tuple[str
             raise BadRequest("invalid_name", f"{param} must be at most {_NAME_MAX} printable characters.", param=param)
     if not cleaned[0]:
         raise BadRequest("invalid_name", "An account needs a name.", param="name")
-    return cleaned[0], cleaned[1] or None, cleaned[2] or None
+    return cleaned[0], cleaned[1] or None, cleaned[2].lower() or None

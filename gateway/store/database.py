@@ -30,9 +30,10 @@ from gateway.errors import ConfigError, Conflict, StoreUnavailable
 
 EMBEDDED: Final = "embedded"
 EMBEDDED_FILE: Final = "tollgate.db"
-READ_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 3.0
 WRITE_TIMEOUT_S: Final = 10.0
-CONNECT_TIMEOUT_S: Final = 5.0
+CONNECT_TIMEOUT_S: Final = 3.0
+CLOSE_TIMEOUT_S: Final = 0.25
 MIGRATE_TIMEOUT_S: Final = 3600.0
 _POOL_SIZE: Final = {"sqlite": 4, "postgresql": 8}
 _BEGIN: Final = "tollgate_begin"  # execution option: how SQLite begins; "" = not at all
@@ -175,10 +176,19 @@ def _open_sqlite(path: Path, timeout_s: float | None) -> Database:
     return Database(engine, "sqlite", timeout_s=timeout_s)
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
+    """Says goodbye quickly: after a deadline the server is probably hanging, and a request is waiting for us."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        await super().close(timeout=CLOSE_TIMEOUT_S)
+
+
 def _open_postgres(url: str, timeout_s: float | None) -> Database:
     async def connect() -> asyncpg.Connection:
         # asyncpg reads the URL itself, so that sslmode, several hosts and socket folders work as libpq documents them.
-        return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=_POSTGRES_SETTINGS)
+        return await asyncpg.connect(
+            url, timeout=CONNECT_TIMEOUT_S, server_settings=_POSTGRES_SETTINGS, connection_class=_Connection
+        )
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -187,6 +197,7 @@ def _open_postgres(url: str, timeout_s: float | None) -> Database:
         max_overflow=0,
         pool_timeout=CONNECT_TIMEOUT_S,
         pool_recycle=1800,
+        pool_pre_ping=True,  # a restart of the server costs nobody an error
     )
     return Database(engine, "postgresql", timeout_s=timeout_s)
 
@@ -201,6 +212,8 @@ async def _mapped() -> AsyncIterator[None]:
     except (exc.ProgrammingError, exc.DataError):
         raise
     except (exc.DBAPIError, exc.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise  # SQLite's own way to say: no such table, bad syntax
         raise StoreUnavailable from error
     except (OSError, TimeoutError, sqlite3.OperationalError) as error:
         raise StoreUnavailable from error

@@ -32,7 +32,6 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
-    func,
     text,
 )
 
@@ -103,7 +102,7 @@ accounts = Table(
     metadata,
     _id(primary_key=True),
     Column("external_id", Text, unique=True),
-    _text("email", nullable=True),
+    Column("email", Text, index=True),  # in small letters
     _text("name"),
     _text("status"),
     _int("rev", default=1),  # grows with each change that a cached caller must see
@@ -114,7 +113,6 @@ accounts = Table(
     _int("users_seen", default=0),
     _int("created_at_ms"),
 )
-Index("ix_accounts_email", func.lower(accounts.c.email))
 
 teams = Table(
     "teams",

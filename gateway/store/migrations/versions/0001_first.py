@@ -48,7 +48,7 @@ def _accounts() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_accounts")),
         sa.UniqueConstraint("external_id", name=op.f("uq_accounts_external_id")),
     )
-    op.create_index("ix_accounts_email", "accounts", [sa.literal_column("lower(email)")], unique=False)
+    op.create_index(op.f("ix_accounts_email"), "accounts", ["email"], unique=False)
     # ### end Alembic commands ###
 
 
