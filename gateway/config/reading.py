@@ -83,6 +83,8 @@ class Source:
                 return str(value).lower()
             case dict():
                 return "a mapping"
+            case str():
+                return "a text that is not shown"  # out of a file of secrets
             case _:
                 return "a list"
 
@@ -100,7 +102,9 @@ def read(data: bytes, env: Mapping[str, str]) -> Source:
         source.problems.append(Problem((), f"expected UTF-8, found the byte 0x{data[error.start]:02x}", line))
         return source
     try:
-        node = YAML(typ="safe", pure=True).compose(text)
+        yaml = YAML(typ="safe", pure=True)
+        yaml.composer.warn_double_anchors = False  # legal: an alias means the latest one
+        node = yaml.compose(text)
     except (YAMLError, RecursionError) as error:
         source.problems.append(_yaml_problem(error, text))
         return source

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.config.loading import load
 from gateway.config.reading import Number, read
@@ -51,7 +53,7 @@ def test_a_path_through_a_file_is_told(tmp_path: Path) -> None:
         ("a: *nope\n", "config.yaml:1: expected valid YAML, found: undefined alias 'nope'"),
         ("a: 1\n---\nb: 2\n", "config.yaml:2: expected valid YAML, found: another document"),
         ("a: \x07\n", "config.yaml: expected readable YAML, found: unacceptable character #x0007"),
-        ("[" * 5000, "config.yaml: expected shallow nesting, found a value nested too deeply"),
+        ("[" * 2000, "config.yaml: expected shallow nesting, found a value nested too deeply"),
         # an unquoted reference
         ("version: 1\nkeys: [${KEY}]\n", 'config.yaml:2: expected references in quotes, found a bare ${…}: quote'),
         ("a: {b: ${KEY}}\n", "config.yaml:1: expected references in quotes, found a bare ${…}: quote it"),
@@ -101,6 +103,10 @@ def test_aliases_are_plain_yaml() -> None:
         "allowance: *same",
     )
     assert config(text).catalog.plans["pro"].allowance == {"tokens": 6_000_000}
+    text = edited(
+        "tokens: 6000", "tokens: &a 6000", "price: 30, period: 30d", "price: &a 30, period: 30d", "500000", "*a"
+    )
+    assert config(text).catalog.plans["pro"].allowance == {"tokens": 30_000}
 
 
 def test_numbers_stay_text_and_words_stay_words() -> None:
@@ -190,13 +196,60 @@ def test_secrets_can_stand_in_files(tmp_path: Path) -> None:
         ("admin_token_file: empty", "server.admin_token_file: expected a file of one line, found 'empty'"),
         ("admin_token_file: two", "server.admin_token_file: expected a file of one line, found 'two'"),
         ("admin_token_file: binary", "server.admin_token_file: expected a file of UTF-8 text, found 'binary'"),
+        (
+            "admin_token_file: spaced",
+            "server.admin_token: expected a secret of visible ASCII characters without spaces",
+        ),
         ('admin_token: "${T}", admin_token_file: two', "expected either admin_token or admin_token_file, found both"),
     ],
 )
 def test_a_file_that_holds_no_secret_is_told(server: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
+    (tmp_path / "spaced").write_text("canary canary\n")
     (tmp_path / "two").write_text("canary\ncanary\n")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     told = "\n".join(problems(edited(SERVER, f"server: {{{server}}}"), {"T": "x"}, tmp_path / "config.yaml"))
     assert said in told
     assert "canary" not in told
+
+
+JUNK = [
+    "",
+    "{",
+    "}",
+    "[",
+    "]",
+    ":",
+    "- ",
+    "&a ",
+    "*a",
+    "!x ",
+    "'",
+    '"',
+    "${",
+    "${X:-}",
+    "#",
+    "\t",
+    "\n",
+    "null",
+    "-1",
+    "1e9",
+    "é",
+]
+
+
+@given(st.lists(st.tuples(st.integers(0, len(BASE)), st.integers(0, 12), st.sampled_from(JUNK)), max_size=4))
+def test_however_a_file_is_damaged_it_loads_or_is_refused_with_problems(cuts: list[tuple[int, int, str]]) -> None:
+    text = BASE
+    for at, length, junk in cuts:
+        text = text[:at] + junk + text[at + length :]
+    try:
+        config(text, {"KEY": "canary"})
+    except ConfigError as error:
+        assert error.problems
+        assert all(problem.startswith("config.yaml:") and "canary" not in problem for problem in error.problems)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_bytes_stand_in_a_file_are_no_config(data: bytes) -> None:
+    assert problems(data)
