@@ -25,8 +25,10 @@ def seen(*, p50_us: int = 100, requests: int = 1000, cpu_s: float | None = None,
         pss_kb=50_000 if chunks and cpu_s else None,
     )
 
+
 def target(name: str) -> Target:
     return Target(name, f"about {name}", 1, Path("keys"), None)
+
 
 def runs_of(name: str, **given: object) -> dict[tuple[str, str], list[Seen]]:
     return {
@@ -34,11 +36,13 @@ def runs_of(name: str, **given: object) -> dict[tuple[str, str], list[Seen]]:
         for shape in SHAPES
     }
 
+
 def summary(names: list[str], runs: dict[tuple[str, str], list[Seen]]) -> dict[str, object]:
     idle = {name: 30_000 for name in names if name != "direct"}
     return report.summary(
         [target(name) for name in names], runs, idle, streams=100, rounds=1, skipped={"LiteLLM": "not installed here"}
     )
+
 
 def test_added_latency_is_the_median_of_differences_within_rounds() -> None:
     """A busy minute that slows direct and gateway alike adds nothing."""
@@ -49,6 +53,7 @@ def test_added_latency_is_the_median_of_differences_within_rounds() -> None:
     assert row["added_p50_ms"] == pytest.approx(0.2)
     assert row["p50_ms"] == pytest.approx(0.31)
 
+
 def test_cpu_is_per_request_and_per_chunk() -> None:
     runs = runs_of("direct") | runs_of("nginx", cpu_s=0.02)
     row = summary(["direct", "nginx"], runs)["targets"]["nginx"]  # type: ignore[index]
@@ -57,10 +62,12 @@ def test_cpu_is_per_request_and_per_chunk() -> None:
     assert row["streams"]["cpu_us_per_chunk"] == pytest.approx(40)
     assert row["streams"]["kb_per_stream"] == pytest.approx(200)
 
+
 def test_ratios_appear_only_when_both_sides_ran() -> None:
     runs = runs_of("direct") | runs_of("nginx", cpu_s=0.02) | runs_of("tollgate", cpu_s=0.05)
     ratios = summary(["direct", "nginx", "tollgate"], runs)["ratios"]
     assert ratios == {"CPU per streamed chunk against plain nginx": pytest.approx(2.5)}
+
 
 def test_a_missing_peer_is_named_and_never_faked() -> None:
     results = summary(["direct"], runs_of("direct"))
@@ -68,6 +75,7 @@ def test_a_missing_peer_is_named_and_never_faked() -> None:
     assert "LiteLLM: not installed here" in text
     assert "| LiteLLM" not in text
     assert "not installed here" in report.as_json(results)
+
 
 def test_only_the_last_turn_of_a_prompt_is_new() -> None:
     for body, size in ((bodies.short(), 1_000), (bodies.conversation(), 20_000), (bodies.long(), 100_000)):
