@@ -172,9 +172,9 @@ class Refusal(TollgateError):
     code = "refused"
     status = 429
     anthropic_type = "rate_limit_error"
-    anthropic_error_code = "enforced_spend_limit_reached"
+    anthropic_error_code: ClassVar[str | None] = "enforced_spend_limit_reached"
     openai_type = "insufficient_quota"
-    openai_code = "insufficient_quota"
+    openai_code: ClassVar[str | None] = "insufficient_quota"
 
 
 class TrialExpired(Refusal):

@@ -94,7 +94,7 @@ def serve(
             redis_url = valkey.start()
             stack.callback(valkey.stop)
             tick = valkey.keep_up
-        keys = asyncio.run(_prepare(installation, is_demo=demo))
+        keys = asyncio.run(prepare(installation, is_demo=demo))
         folder = app.metrics_folder(installation.data)
         folder.mkdir(exist_ok=True)
         metrics.reset(folder)
@@ -128,7 +128,7 @@ def _adaptation(overrides: Overrides, is_demo: bool, stack: ExitStack) -> Adapt:
     return adapt
 
 
-async def _prepare(installation: Installation, *, is_demo: bool) -> dict[str, str]:
+async def prepare(installation: Installation, *, is_demo: bool) -> dict[str, str]:
     """Bring the database up to date; the demo's accounts. Raises ConfigError, StoreUnavailable."""
     store = open_store(
         installation.config.settings.database,

@@ -18,7 +18,7 @@ from typing import Any
 from uuid_utils import uuid7
 
 from gateway.domain import messages
-from gateway.domain.accounts import Caller
+from gateway.domain.accounts import Account, Caller
 from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
 from gateway.errors import (
@@ -100,9 +100,11 @@ class Quota:
             plan = plan_of(caller, ask.catalog)
             if ask.work.feature.name not in (plan.features if plan.features is not None else (ask.work.feature.name,)):
                 raise feature_refused(ask.catalog, plan, ask.work.feature.name)
-            assert caller.account is not None
-            if not caller.account.subscription.status.usable and not await self._changed(caller):
-                raise inactive(Situation(ask.catalog, plan, caller.account.subscription))
+            account = caller.account
+            assert account is not None, "plan_of found its plan"
+            situation = Situation(ask.catalog, plan, account.subscription)
+            if not account.subscription.status.usable and not await self._changed(account):
+                raise inactive(situation)
             reply = await self._reserve(caller, plan, work, ask)
             match reply:
                 case engine_model.Reserved():
@@ -111,28 +113,27 @@ class Quota:
                 case engine_model.Refused():
                     lowered = _lower(work, reply, plan, ask)
                     if isinstance(lowered, engine_model.Refused):
-                        raise refusal(Situation(ask.catalog, plan, caller.account.subscription), lowered)
+                        raise refusal(situation, lowered)
                     work, clamped_to = lowered, lowered.output_tokens // ask.choices
                 case engine_model.Stale(ticket):
-                    await self.turner.load(caller.account.id, ticket)
+                    await self.turner.load(account.id, ticket)
                 case engine_model.Turn(_, server_ms):
-                    await self.turner.turn(caller.account.id, server_ms)
+                    await self.turner.turn(account.id, server_ms)
                 case engine_model.Reauth():
                     caller, work, clamped_to = await ask.refresh(), ask.work, None
                 case engine_model.Late(server_ms):
                     self.clock.saw(server_ms)
                 case engine_model.Warming(_, _, record):
-                    self.holds.saw_record(self._engine.partition(caller.account.id), record)
+                    self.holds.saw_record(self._engine.partition(account.id), record)
                     raise QuotaUnavailable(retry_after_s=1)
                 case engine_model.Overloaded():
                     raise Overloaded(retry_after_s=5)
         raise QuotaUnavailable(retry_after_s=1)
 
-    async def _changed(self, caller: Caller) -> bool:
-        """Whether the account moved on since this caller was cached: then the reserve will say ``reauth``."""
-        assert caller.account is not None
-        view = await self._engine.peek(caller.account.id, ticket=nonce(), wallets=())
-        return isinstance(view, engine_model.Stale) or view.rev != caller.account.rev
+    async def _changed(self, account: Account) -> bool:
+        """Whether the account moved on since its caller was cached: then the reserve will say ``reauth``."""
+        view = await self._engine.peek(account.id, ticket=nonce(), wallets=())
+        return isinstance(view, engine_model.Stale) or view.rev != account.rev
 
     async def _reserve(self, caller: Caller, plan: Plan, work: Work, ask: Ask) -> engine_model.ReserveReply:
         """One round trip. A reply that did not come is cleaned up behind the call's back."""

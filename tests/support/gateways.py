@@ -24,6 +24,7 @@ from gateway.domain.accounts import Account
 from gateway.installation import Installation, open_installation
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
+from gateway.serve import prepare
 from tests.support.processes import free_port, spawn, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ rates:
   default: {{meter: tokens, per: 1, input: 1, output: 1, cache_read: 1, cache_write: 1}}
 models:
   - match: "claude-*"
-    ids: [claude-sonnet-4-5]
+    ids: [claude-haiku-4-5]
     upstreams: [anthropic]
     rates: [default]
     output_max: 64000
@@ -109,7 +110,7 @@ class Local:
         account = await store.accounts.create(options.pop("name", "Test"), now_ms=now_ms, plan=plan, **options)
         key = new_key()
         digest = KeyHasher(self.installation.secret).digest(key)
-        await store.keys.create(digest, prefix=display_prefix(key), account_id=account.id, now_ms=now_ms)
+        await store.keys.create(digest=digest, prefix=display_prefix(key), account_id=account.id, now_ms=now_ms)
         return key, account
 
     async def settled(self) -> None:
@@ -127,6 +128,7 @@ async def local(
     path = folder / "config.yaml"
     path.write_text(config_text(models_url, **{"port": free_port(), "admin": free_port(), **changes}))
     installation = open_installation(path, folder / "data")
+    await prepare(installation, is_demo=False)
     async with AsyncExitStack() as stack:
         worker = await app.build(
             installation,

@@ -1,0 +1,157 @@
+"""Served calls are charged exactly what the provider reports, streamed or not, in every dialect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.bills import STEPS, assert_settled_to, tokens_served, usage_rows
+from tests.support.gateways import Local
+from tests.support.simulators import LocalModels, anthropic_client, openai_client
+
+CLAUDE, GPT = "claude-haiku-4-5", "gpt-5"
+VERSION = {"anthropic-version": "2023-06-01"}
+
+
+def prompt(tag: str, steering: str = "output=40") -> list[Any]:
+    return [{"role": "user", "content": f"Tell me of the sea. [[simulate tag={tag} {steering}]]"}]
+
+
+async def anthropic_whole(url: str, key: str, tag: str) -> None:
+    async with anthropic_client(url, key=key) as client:
+        answer = await client.messages.create(model=CLAUDE, max_tokens=500, messages=prompt(tag))
+        assert answer.usage.output_tokens == 40
+
+
+async def anthropic_stream(url: str, key: str, tag: str) -> None:
+    async with (
+        anthropic_client(url, key=key) as client,
+        client.messages.stream(model=CLAUDE, max_tokens=500, messages=prompt(tag)) as stream,
+    ):
+        assert (await stream.get_final_message()).usage.output_tokens == 40
+
+
+async def chat_whole(url: str, key: str, tag: str) -> None:
+    async with openai_client(url, key=key) as client:
+        answer = await client.chat.completions.create(model=GPT, messages=prompt(tag))
+        assert answer.usage is not None and answer.usage.completion_tokens == 40
+
+
+async def chat_stream(url: str, key: str, tag: str) -> None:
+    async with openai_client(url, key=key) as client:
+        chunks = [
+            chunk async for chunk in await client.chat.completions.create(model=GPT, messages=prompt(tag), stream=True)
+        ]
+        assert all(chunk.usage is None for chunk in chunks), "the usage chunk that we asked for stays hidden"
+        assert all(chunk.choices for chunk in chunks)
+
+
+async def chat_stream_with_usage(url: str, key: str, tag: str) -> None:
+    async with openai_client(url, key=key) as client:
+        stream = await client.chat.completions.create(
+            model=GPT, messages=prompt(tag), stream=True, stream_options={"include_usage": True}
+        )
+        usages = [chunk.usage async for chunk in stream if chunk.usage is not None]
+        assert [usage.completion_tokens for usage in usages] == [40]
+
+
+async def responses_whole(url: str, key: str, tag: str) -> None:
+    async with openai_client(url, key=key) as client:
+        answer = await client.responses.create(model=GPT, input=prompt(tag)[0]["content"])
+        assert answer.usage is not None and answer.usage.output_tokens == 40
+
+
+async def responses_stream(url: str, key: str, tag: str) -> None:
+    async with openai_client(url, key=key) as client:
+        stream = await client.responses.create(model=GPT, input=prompt(tag)[0]["content"], stream=True)
+        kinds = [event.type async for event in stream]
+        assert kinds[-1] == "response.completed"
+
+
+CALLS = [
+    anthropic_whole,
+    anthropic_stream,
+    chat_whole,
+    chat_stream,
+    chat_stream_with_usage,
+    responses_whole,
+    responses_stream,
+]
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+async def test_a_served_call_is_charged_exactly_what_the_journal_served(
+    call: Any, gateway: Local, models: LocalModels
+) -> None:
+    key, account = await gateway.account("pro")
+    await call(gateway.url, key, "one")
+    (entry,) = await models.journal.ended("one")
+    await assert_settled_to(gateway, account.id, tokens_served(entry) * STEPS)
+    (row,) = await usage_rows(gateway, account.id)
+    assert (row["state"], row["basis"]) == ("settled", "provider")
+
+
+async def test_the_client_gets_the_bytes_that_the_model_sent(gateway: Local, models: LocalModels) -> None:
+    """Byte for byte, but for the usage chunk that we asked for ourselves."""
+    key = await gateway.key("pro")
+    body = {"model": CLAUDE, "max_tokens": 300, "stream": True, "messages": prompt("bytes")}
+    async with aiohttp.ClientSession() as session:
+        async with session.post(
+            f"{gateway.url}/v1/messages", json=body, headers={"x-api-key": key, **VERSION}
+        ) as answer:
+            through = await answer.read()
+            assert answer.headers["Tollgate-Wallet"] == "tokens"
+            assert answer.headers["Content-Type"].startswith("text/event-stream")
+        async with session.post(f"{models.url}/v1/messages", json=body, headers={"x-api-key": "x", **VERSION}) as answer:
+            direct = await answer.read()
+    assert len(through) == len(direct)
+
+
+async def test_a_whole_answer_says_what_it_cost_and_what_is_left(gateway: Local, models: LocalModels) -> None:
+    key, account = await gateway.account("pro")
+    body = {"model": CLAUDE, "max_tokens": 300, "messages": prompt("cost")}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.url}/v1/messages", json=body, headers={"x-api-key": key, **VERSION}) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        told = answer.headers
+    (entry,) = await models.journal.ended("cost")
+    charged = tokens_served(entry)
+    assert told["Tollgate-Charged"] == str(charged)
+    assert told["Tollgate-Remaining"] == str(500_000 - charged)
+    assert "Tollgate-Resets-At" in told and "Tollgate-Request-Id" in told
+    await assert_settled_to(gateway, account.id, charged * STEPS)
+
+
+async def test_cached_tokens_are_counted_once(gateway: Local, models: LocalModels) -> None:
+    """Anthropic's input excludes cached tokens, OpenAI's includes them: both are charged their total."""
+    key, account = await gateway.account("pro")
+    steering = "output=10 cached=70 cache_write=30"
+    async with anthropic_client(gateway.url, key=key) as client:
+        await client.messages.create(model=CLAUDE, max_tokens=100, messages=prompt("anthropic", steering))
+    async with openai_client(gateway.url, key=key) as client:
+        await client.chat.completions.create(model=GPT, messages=prompt("openai", "output=10 cached=20"))
+    entries = [*await models.journal.ended("anthropic"), *await models.journal.ended("openai")]
+    await assert_settled_to(gateway, account.id, sum(tokens_served(entry) for entry in entries) * STEPS)
+
+
+async def test_a_call_without_usage_is_charged_what_was_counted(gateway: Local, models: LocalModels) -> None:
+    key, account = await gateway.account("pro")
+    async with openai_client(gateway.url, key=key) as client:
+        await client.chat.completions.create(model=GPT, messages=prompt("missing", "output=50 usage=missing"))
+    await models.journal.ended("missing")
+    await gateway.settled()
+    (row,) = await usage_rows(gateway, account.id)
+    assert row["basis"] == "counted"
+    assert row["charged"] >= 50 * STEPS
+
+
+async def test_a_feature_with_a_fixed_price_costs_that(gateway: Local, models: LocalModels) -> None:
+    key, account = await gateway.account("pro")
+    async with openai_client(gateway.url, key=key, default_headers={"Tollgate-Feature": "job"}) as client:
+        await client.chat.completions.create(model=GPT, messages=prompt("job"))
+    await assert_settled_to(gateway, account.id, 1, wallet="uses")
+    await assert_settled_to(gateway, account.id, 0)
