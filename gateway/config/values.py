@@ -33,7 +33,7 @@ class Expected(ValueError):
     """A value is not what it should be. ``expected`` completes the sentence "expected …"."""
 
     def __init__(self, expected: str) -> None:
-        super().__init__(expected)
+        super().__init__(f"expected {expected}")
         self.expected = expected
 
 
@@ -168,6 +168,7 @@ def _size(value: Any) -> int:
 
 
 def address(value: Any) -> Address:
+    """HOST:PORT, with an IPv6 host in brackets; port 0 is any free one. Raises Expected."""
     host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
