@@ -1,0 +1,206 @@
+"""Accounts, their teams and their users: made, found, suspended, named anew, brought in from a file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from gateway.billing.desk import Desk, shown
+from gateway.domain.accounts import Account, AccountStatus
+from gateway.errors import Conflict, NotFound, RequestError
+from gateway.store.accounts import Accounts
+from gateway.store.common import PAGE_MAX, Page
+from gateway.store.database import Database
+from gateway.store.members import Team, User
+
+IMPORT_ROWS_MAX: Final = 5_000  # one transaction: others wait for it to write
+IMPORT_TIMEOUT_S: Final = 60.0
+Member = TypeVar("Member", Team, User)
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccount:
+    """One account to be made. ``plan`` None: the default plan."""
+
+    name: str
+    plan: str | None = None
+    email: str | None = None
+    external_id: str | None = None
+
+
+class ImportProblem(RequestError):
+    """A row of the import cannot be taken; nothing was imported."""
+
+    def __init__(self, index: int, message: str) -> None:
+        super().__init__(message)
+        self.index = index  # of the row, from 0
+
+
+class AccountService:
+    """Who is billed."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def create(self, new: NewAccount) -> Account:
+        """Raises BadRequest (name, plan), Conflict (external id), StoreUnavailable."""
+        return await _create(self._desk.store.accounts, new, self._desk)
+
+    async def bring_in(self, rows: Sequence[NewAccount]) -> tuple[Account, ...]:
+        """All of them or none, in one transaction.
+
+        Raises ImportProblem with the first bad row, RequestError for too many, StoreUnavailable.
+        """
+        if len(rows) > IMPORT_ROWS_MAX:
+            raise RequestError(f"An import has at most {IMPORT_ROWS_MAX} rows, this one {len(rows)}: split it.")
+        database = self._desk.store.database
+        patient = Database(database.engine, database.dialect, timeout_s=IMPORT_TIMEOUT_S)
+        made = []
+        async with patient.write() as connection:
+            accounts = Accounts(_Within(database, connection), self._desk.catalog)
+            for index, row in enumerate(rows):
+                try:
+                    made.append(await _create(accounts, row, self._desk))
+                except (RequestError, Conflict) as error:
+                    raise ImportProblem(index, error.message) from error
+        return tuple(made)
+
+    async def list(self, *, after: str | None = None, limit: int = 100, plan: str | None = None) -> Page[Account]:
+        """In the order of their creation. Raises StoreUnavailable."""
+        return await self._desk.store.accounts.list(after=after, limit=limit, plan=plan)
+
+    async def get(self, ref: str) -> Account:
+        """Raises AccountNotFound, RequestError (an e-mail of several), StoreUnavailable."""
+        return await self._desk.account(ref)
+
+    async def set_status(self, ref: str, status: AccountStatus, *, reason: str = "") -> Account:
+        """Suspend an account, or let it call again; twice is as once. Raises as ``get``."""
+        desk = self._desk
+        account = await desk.account(ref)
+        if account.status is status:
+            return account
+        changed = await desk.store.accounts.set_status(
+            account.id, status, now_ms=desk.now_ms(), reason=reason, actor=desk.actor
+        )
+        await desk.deliver(account.id)
+        return changed
+
+    async def rename(
+        self, ref: str, *, name: str | None = None, email: str | None = None, external_id: str | None = None
+    ) -> Account:
+        """Change what it is called; None keeps, an empty text takes away. Raises as ``get``; BadRequest, Conflict."""
+        desk = self._desk
+        account = await desk.account(ref)
+        changed = await desk.store.accounts.rename(
+            account.id,
+            name=account.name if name is None else name,
+            email=account.email if email is None else email,
+            external_id=account.external_id if external_id is None else external_id,
+            now_ms=desk.now_ms(),
+            actor=desk.actor,
+        )
+        await desk.deliver(account.id)
+        return changed
+
+
+class MemberService:
+    """Teams and users inside an account."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def create_team(self, account_ref: str, name: str, *, external_id: str | None = None) -> Team:
+        """Raises AccountNotFound, BadRequest (name), Conflict (external id), StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        return await desk.store.members.create_team(
+            account.id, name, now_ms=desk.now_ms(), external_id=external_id, actor=desk.actor
+        )
+
+    async def create_user(
+        self,
+        account_ref: str,
+        name: str,
+        *,
+        external_id: str | None = None,
+        email: str | None = None,
+        team_ref: str | None = None,
+    ) -> User:
+        """Raises AccountNotFound, NotFound (team), BadRequest (name), Conflict (external id), StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        team = None if team_ref is None else await self.team(account.id, team_ref)
+        return await desk.store.members.create_user(
+            account.id,
+            name,
+            now_ms=desk.now_ms(),
+            external_id=external_id,
+            email=email,
+            team_id=None if team is None else team.id,
+            actor=desk.actor,
+        )
+
+    async def teams(self, account_ref: str) -> tuple[Team, ...]:
+        account = await self._desk.account(account_ref)
+        return tuple([team async for team in _all(account.id, self._desk.store.members.list_teams)])
+
+    async def users(self, account_ref: str) -> tuple[User, ...]:
+        account = await self._desk.account(account_ref)
+        return tuple([user async for user in _all(account.id, self._desk.store.members.list_users)])
+
+    async def team(self, account_id: str, ref: str) -> Team:
+        """By our id or its external id. Raises NotFound."""
+        return await _one("team", account_id, ref, self._desk.store.members.list_teams)
+
+    async def user(self, account_id: str, ref: str) -> User:
+        """By our id or its external id. Raises NotFound."""
+        return await _one("user", account_id, ref, self._desk.store.members.list_users)
+
+
+async def _create(accounts: Accounts, new: NewAccount, desk: Desk) -> Account:
+    return await accounts.create(
+        new.name,
+        now_ms=desk.now_ms(),
+        plan=new.plan,
+        email=new.email,
+        external_id=new.external_id,
+        actor=desk.actor,
+    )
+
+
+class _Within(Database):
+    """The database as seen from inside a transaction: what writes, writes there, and is committed or undone with it."""
+
+    def __init__(self, database: Database, connection: Any) -> None:
+        super().__init__(database.engine, database.dialect)
+        self._connection = connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Any]:
+        yield self._connection
+
+
+async def _all(account_id: str, list_page: Callable[..., Awaitable[Page[Member]]]) -> AsyncIterator[Member]:
+    after: str | None = None
+    while True:
+        page = await list_page(account_id, after=after, limit=PAGE_MAX)
+        for item in page.items:
+            yield item
+        after = page.next
+        if after is None:
+            return
+
+
+async def _one(what: str, account_id: str, ref: str, list_page: Callable[..., Awaitable[Page[Member]]]) -> Member:
+    """Our id before the app's own name. Raises NotFound."""
+    named: Member | None = None
+    async for item in _all(account_id, list_page):
+        if item.id == ref:
+            return item
+        if item.external_id == ref:
+            named = item
+    if named is None:
+        raise NotFound(f"There is no {what} {shown(ref)} in this account.", param=what)
+    return named

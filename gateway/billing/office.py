@@ -1,0 +1,43 @@
+"""All services on one desk: what the command line, the admin API and the billing API call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.billing.accounts import AccountService, MemberService
+from gateway.billing.audit import AuditService
+from gateway.billing.budgets import BudgetService
+from gateway.billing.desk import Desk
+from gateway.billing.grants import GrantService
+from gateway.billing.keys import KeyService
+from gateway.billing.reports import ReportService
+from gateway.billing.subscriptions import SubscriptionService
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """Made by ``office_at``."""
+
+    desk: Desk
+    accounts: AccountService
+    members: MemberService
+    keys: KeyService
+    subscriptions: SubscriptionService
+    grants: GrantService
+    budgets: BudgetService
+    reports: ReportService
+    audit: AuditService
+
+
+def office_at(desk: Desk) -> Office:
+    return Office(
+        desk=desk,
+        accounts=AccountService(desk),
+        members=MemberService(desk),
+        keys=KeyService(desk),
+        subscriptions=SubscriptionService(desk),
+        grants=GrantService(desk),
+        budgets=BudgetService(desk),
+        reports=ReportService(desk),
+        audit=AuditService(desk),
+    )

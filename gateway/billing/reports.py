@@ -1,0 +1,131 @@
+"""What an account has, what it used, and what moved its balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gateway.billing.desk import Desk
+from gateway.domain.accounts import Account, GrantState
+from gateway.errors import QuotaUnavailable
+from gateway.store.common import Page
+from gateway.store.ledger import AuditLine, Transaction
+from gateway.store.usage import Filter, Total, UsageRecord
+
+
+@dataclass(frozen=True, slots=True)
+class GrantBalance:
+    """An open grant: ``posted`` is what charges took of it, ``held`` what open calls hold. In steps."""
+
+    grant: GrantState
+    posted: int
+    held: int
+
+    @property
+    def available(self) -> int:
+        return self.grant.amount - self.posted - self.held
+
+
+@dataclass(frozen=True, slots=True)
+class WalletBalance:
+    """A wallet's open grants in sum. ``resets_at_ms``: the earliest end among them, 0 = none ends."""
+
+    wallet: str
+    grants: tuple[GrantBalance, ...]
+
+    @property
+    def granted(self) -> int:
+        return sum(each.grant.amount for each in self.grants)
+
+    @property
+    def used(self) -> int:
+        return sum(each.posted for each in self.grants)
+
+    @property
+    def held(self) -> int:
+        return sum(each.held for each in self.grants)
+
+    @property
+    def available(self) -> int:
+        return self.granted - self.used - self.held
+
+    @property
+    def resets_at_ms(self) -> int:
+        return min((each.grant.expires_at_ms for each in self.grants if each.grant.expires_at_ms), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    account: Account
+    wallets: tuple[WalletBalance, ...]
+    holds_open: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """What was charged: in sums per wallet and group, and the newest records."""
+
+    account: Account
+    by: tuple[str, ...]
+    totals: tuple[Total, ...]
+    records: Page[UsageRecord]
+
+
+class ReportService:
+    """Reads only; a period that has ended is turned first, as a call would."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def balance(self, account_ref: str) -> Balance:
+        """What the account's next call would find. Raises AccountNotFound, QuotaUnavailable, StoreUnavailable."""
+        desk = self._desk
+        if desk.states is None:
+            raise QuotaUnavailable
+        account = await desk.account(account_ref)
+        wallets = tuple(desk.catalog().meters)
+        view = await desk.states.view(account.id, wallets)
+        account = await desk.account(account.id)
+        known = {grant.number: grant for grant in await desk.store.grants.list(account.id)}
+        balances = []
+        for wallet, grants in view.wallets:
+            held = [
+                GrantBalance(known[each.number], each.counted + each.pending, each.held)
+                for each in grants
+                if each.number in known and _is_open(each.starts_at_ms, each.expires_at_ms, view.server_ms)
+            ]
+            if held or wallet.wallet in wallets:
+                balances.append(WalletBalance(wallet.wallet, tuple(held)))
+        return Balance(account, tuple(balances), view.holds_open)
+
+    async def usage(
+        self,
+        account_ref: str,
+        which: Filter,
+        *,
+        by: tuple[str, ...] = (),
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> UsageReport:
+        """Raises AccountNotFound, BadRequest (group, cursor), StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        log = self._desk.store.usage
+        totals = await log.totals(account.id, which, by=by)
+        return UsageReport(account, by, totals, await log.list(account.id, which, cursor=cursor, limit=limit))
+
+    async def transactions(
+        self, account_ref: str, *, wallet: str | None = None, cursor: str | None = None, limit: int = 100
+    ) -> Page[Transaction]:
+        """What moved the account's balances, newest first. Raises AccountNotFound, BadRequest, StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        return await self._desk.store.ledger.transactions(account.id, wallet=wallet, cursor=cursor, limit=limit)
+
+    async def audit_log(
+        self, account_ref: str | None, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[AuditLine]:
+        """Who did what, newest first. Raises AccountNotFound, BadRequest, StoreUnavailable."""
+        account_id = None if account_ref is None else (await self._desk.account(account_ref)).id
+        return await self._desk.store.ledger.audit_log(account_id=account_id, cursor=cursor, limit=limit)
+
+
+def _is_open(starts_at_ms: int, expires_at_ms: int, now_ms: int) -> bool:
+    return starts_at_ms <= now_ms and not 0 < expires_at_ms <= now_ms

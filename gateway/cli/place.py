@@ -1,0 +1,133 @@
+"""The installation that a command works on, opened for its duration: config, database, and Redis where it is needed.
+
+Rules
+1. It works whether the server runs or not: with an embedded Redis the running server's is used, else one is started
+   on the data folder (under its lock) and ended with the command.
+2. What may have to wait is opened before the event loop starts, so that Ctrl-C ends the waiting at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from typing import Final, TypeVar
+
+from gateway.billing.desk import Desk
+from gateway.billing.office import Office, office_at
+from gateway.cli.frame import Place, Reach
+from gateway.cli.terminal import say
+from gateway.embedded import borrowed
+from gateway.errors import ConfigError, ServiceAway
+from gateway.installation import Installation, open_installation
+from gateway.metrics import Metrics
+from gateway.quota.keys import KeyHasher
+from gateway.quota.states import States
+from gateway.quota.turn import Turner
+from gateway.store.common import wall_clock_ms
+from gateway.store.migration import check, head, migrate
+from gateway.store.store import Store, open_store
+from limits.client import Client, connect
+from limits.engine import Engine
+from limits.errors import EngineUnavailable
+
+LOCK_WAIT_S: Final = 5.0
+REDIS_TIMEOUT_S: Final = 2.0  # nobody's request waits for it
+T = TypeVar("T")
+
+
+def run_at(place: Place, reach: Reach, work: Callable[[Office], Awaitable[T]]) -> T:
+    """Open what ``reach`` names, run the work, close. Raises ConfigError, ServiceAway and what the work raises."""
+    installation = open_installation(place.config, place.data)
+    with ExitStack() as stack:
+        url = None if reach is Reach.SQL else redis_url(installation, stack)
+
+        async def job() -> T:
+            async with office_of(installation, url, needed=reach is Reach.REDIS) as office:
+                return await work(office)
+
+        return asyncio.run(job())
+
+
+def redis_url(installation: Installation, stack: ExitStack) -> str:
+    """Where Redis answers until the stack closes. Raises ServiceAway when the data folder stays busy."""
+    if not installation.redis_embedded:
+        return installation.config.settings.redis
+    return stack.enter_context(borrowed(installation.data, within_s=LOCK_WAIT_S))
+
+
+@asynccontextmanager
+async def office_of(installation: Installation, url: str | None, *, needed: bool) -> AsyncIterator[Office]:
+    """The services on this installation. Raises ConfigError (schema), ServiceAway (Redis needed and away),
+    StoreUnavailable."""
+    async with AsyncExitStack() as stack:
+        store = await store_of(installation, stack)
+        states = None
+        if url is not None:
+            client = connect(url, command_timeout_s=REDIS_TIMEOUT_S)
+            stack.push_async_callback(client.close)
+            if needed:
+                await answering(client)
+            engine = Engine(client, partitions=await store.installed_partitions(now_ms=wall_clock_ms()))
+            states = States(engine, Turner(engine, store.state, Metrics(None)))
+        yield office_at(
+            Desk(
+                store=store,
+                catalog=lambda: installation.config.catalog,
+                hasher=KeyHasher(installation.secret),
+                states=states,
+                now_ms=wall_clock_ms,
+                actor=actor(),
+                undelivered=lambda _: say("Redis does not answer: it learns of this as soon as it is back."),
+            )
+        )
+
+
+async def store_of(installation: Installation, stack: AsyncExitStack) -> Store:
+    """The database, at this release's schema; SQLite is brought there. Raises ConfigError, StoreUnavailable."""
+    url = installation.config.settings.database
+    store = open_store(url, folder=installation.data, catalog=lambda: installation.config.catalog)
+    stack.push_async_callback(store.close)
+    try:
+        await check(store.database)
+    except ConfigError:
+        if store.database.dialect != "sqlite":
+            raise
+        await migrate(store.database)
+    return store
+
+
+async def answering(client: Client) -> None:
+    """Raises ServiceAway."""
+    try:
+        await client.execute("PING")
+    except EngineUnavailable as error:
+        raise ServiceAway(f"Redis does not answer: {error}") from error
+
+
+def actor() -> str:
+    """Who the audit log names."""
+    try:
+        return f"cli:{os.environ.get('SUDO_USER') or getpass.getuser()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"cli:{os.getuid()}"
+
+
+def migrate_at(place: Place) -> dict[str, object]:
+    """Bring the database to this release's schema and note the plans' versions. Raises ConfigError,
+    StoreUnavailable."""
+    installation = open_installation(place.config, place.data)
+
+    async def job() -> dict[str, object]:
+        url = installation.config.settings.database
+        store = open_store(url, folder=installation.data, catalog=lambda: installation.config.catalog)
+        try:
+            await migrate(store.database)
+            await store.plans.register(now_ms=wall_clock_ms())
+        finally:
+            await store.close()
+        return {"schema": head(), "database": store.database.dialect}
+
+    return asyncio.run(job())

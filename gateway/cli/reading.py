@@ -1,0 +1,35 @@
+"""What is typed on a command line, read."""
+
+from __future__ import annotations
+
+from gateway.domain.units import UnitError, parse_duration_s
+from gateway.errors import RequestError
+
+
+def later_ms(text: str, now_ms: int, *, param: str) -> int:
+    """An instant: a time, a date, or a duration from now (``30d``). Raises RequestError."""
+    from gateway.billing.desk import instant_ms
+
+    try:
+        return now_ms + parse_duration_s(text) * 1000
+    except UnitError:
+        return instant_ms(text, param=param)
+
+
+def duration_ms(text: str, *, param: str) -> int:
+    """``0`` or a duration. Raises RequestError."""
+    try:
+        return 0 if text == "0" else parse_duration_s(text) * 1000
+    except UnitError as error:
+        raise RequestError(f"{param}: {error}", param=param) from error
+
+
+def pairs(texts: list[str], *, param: str) -> dict[str, str]:
+    """``NAME=VALUE``, each name once. Raises RequestError."""
+    read: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in read:
+            raise RequestError(f"{param}: expected WALLET=AMOUNT, once per wallet, found {text!r}", param=param)
+        read[name] = value
+    return read

@@ -1,0 +1,10 @@
+"""All commands together."""
+
+from __future__ import annotations
+
+from gateway.cli import accounts, keys, money, operate, reports
+from gateway.cli.groups import app
+
+COMMANDS = (operate, accounts, keys, money, reports)  # importing a module registers its commands
+
+__all__ = ["COMMANDS", "app"]
