@@ -35,7 +35,7 @@ class Client(Protocol):
     ) -> Any:
         """Run a script in one round trip; all commands of one turn of the event loop leave in one write.
 
-        The script is loaded where the server doesn't know it (then replayed once). Bulk strings come as bytes.
+        Where the server doesn't know the script yet, it is sent once more, with its source. Bulk strings come as bytes.
         """
 
     async def execute(self, *args: Argument, key: bytes | None = None, timeout_s: float | None = None) -> Any:

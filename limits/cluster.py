@@ -23,7 +23,7 @@ import hiredis
 
 from limits.connection import Address, Node, StateListener, Timing
 from limits.errors import EngineUnavailable
-from limits.resp import Argument, Script, code_of, error_of, pack, pack_evalsha, pack_load
+from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
 
 SLOTS = 16384
 REDIRECTIONS_MAX = 8
@@ -49,6 +49,9 @@ def slot_of(key: bytes) -> int:
         if end > start + 1:
             return _slot_of_tag(key[start + 1 : end])
     return _slot_of_tag(key)
+
+
+Call = tuple[Script, Sequence[bytes], Sequence[Argument]]
 
 
 class ClusterClient:
@@ -77,38 +80,37 @@ class ClusterClient:
     async def evalsha(
         self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
     ) -> Any:
-        command = pack_evalsha(script, keys, args)
-        return await self._run(command, slot_of(keys[0]), timeout_s or self._timing.command_timeout_s, script)
+        call = (script, keys, args)
+        slot = slot_of(keys[0])
+        return await self._run(pack_evalsha(*call), slot, timeout_s or self._timing.command_timeout_s, call)
 
     async def execute(self, *args: Argument, key: bytes | None = None, timeout_s: float | None = None) -> Any:
         """``key`` says which master; without it, any."""
         slot = slot_of(key) if key is not None else random.randrange(SLOTS)  # noqa: S311 (no secret)
         return await self._run(pack(*args), slot, timeout_s or self._timing.command_timeout_s, None)
 
-    async def _run(self, command: bytes, slot: int, timeout_s: float, script: Script | None) -> Any:
+    async def _run(self, command: bytes, slot: int, timeout_s: float, call: Call | None) -> Any:
         deadline = time.monotonic() + timeout_s
         node = self._slots[slot] or await self._find(slot, timeout_s)
-        loading, asking = b"", b""
-        redirections, pause_s = 0, AGAIN_S
+        redirections, asking, pause_s = 0, b"", AGAIN_S
         while redirections < REDIRECTIONS_MAX:
             try:
-                left_s = deadline - time.monotonic()
-                reply = await node.send(loading + asking + command, left_s, ignored=bool(loading) + bool(asking))
+                reply = await node.send(asking + command, deadline - time.monotonic(), ignored=bool(asking))
             except EngineUnavailable:
                 self._refresh()
                 raise
             if not isinstance(reply, hiredis.ReplyError):
                 return reply
             code = code_of(reply)
-            if code == "NOSCRIPT" and script is not None and not loading:
-                loading = pack_load(script)
+            if code == "NOSCRIPT" and call is not None:
+                command, call = pack_eval(*call), None
             elif code == "MOVED":
-                node, loading, asking = self._node_at(str(reply), node), b"", b""
+                node, asking = self._node_at(str(reply), node), b""
                 redirections += 1
                 self._slots[slot] = node
                 self._refresh()
             elif code == "ASK":
-                node, loading, asking = self._node_at(str(reply), node), b"", ASKING
+                node, asking = self._node_at(str(reply), node), ASKING
                 redirections += 1
             elif code == "TRYAGAIN" and time.monotonic() + pause_s < deadline:
                 await asyncio.sleep(pause_s)

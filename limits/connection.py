@@ -26,7 +26,7 @@ from typing import Any, cast
 import hiredis
 
 from limits.errors import EngineUnavailable
-from limits.resp import Argument, Script, code_of, error_of, pack, pack_evalsha, pack_load
+from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
 
 # One more poll of the socket before a deadline counts: a reply that is already there beats its timeout, also when
 # this process was the slow one.
@@ -403,12 +403,10 @@ class NodeClient:
         self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
     ) -> Any:
         deadline = time.monotonic() + (timeout_s or self._timeout_s)
-        command = pack_evalsha(script, keys, args)
-        reply = await self._node.send(command, timeout_s or self._timeout_s)
+        reply = await self._node.send(pack_evalsha(script, keys, args), timeout_s or self._timeout_s)
         if isinstance(reply, hiredis.ReplyError):
             if code_of(reply) == "NOSCRIPT":
-                left_s = deadline - time.monotonic()
-                reply = await self._node.send(pack_load(script) + command, left_s, ignored=1)
+                reply = await self._node.send(pack_eval(script, keys, args), deadline - time.monotonic())
             return self._checked(reply)
         return reply
 

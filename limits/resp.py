@@ -57,9 +57,9 @@ def pack_evalsha(script: Script, keys: Sequence[bytes], args: Sequence[Argument]
     return _pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
 
 
-def pack_load(script: Script) -> bytes:
-    """``SCRIPT LOAD source``."""
-    return pack(b"SCRIPT", b"LOAD", script.source)
+def pack_eval(script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> bytes:
+    """``EVAL source numkeys keys… args…``: runs the script and leaves it known by its hash."""
+    return _pack((b"EVAL", script.source, len(keys), *keys, *args))
 
 
 def code_of(reply: hiredis.ReplyError) -> str:

@@ -22,6 +22,9 @@ ECHO = Script.of("echo", b"return {KEYS[1], ARGV[1]}")
 COUNT = Script.of("count", b"return redis.call('INCR', KEYS[1])")
 
 
+PATIENT_S = 20.0  # where time isn't what is tested: the machine may be busy
+
+
 @contextlib.asynccontextmanager
 async def client_of(url: str, **options: Any) -> AsyncIterator[Client]:
     client = connect(url, **options)
@@ -33,7 +36,7 @@ async def client_of(url: str, **options: Any) -> AsyncIterator[Client]:
 
 @pytest.fixture
 async def client(valkey_url: str) -> AsyncIterator[Client]:
-    async with client_of(valkey_url) as made:
+    async with client_of(valkey_url, timing=Timing(command_timeout_s=PATIENT_S, silence_s=PATIENT_S)) as made:
         yield made
 
 
@@ -96,7 +99,7 @@ async def test_a_cancelled_caller_does_not_shift_the_others_replies(client: Clie
 
 def test_everything_works_on_uvloop_too(valkey_url: str) -> None:
     async def scenario() -> list[Any]:
-        async with client_of(valkey_url) as client:
+        async with client_of(valkey_url, command_timeout_s=PATIENT_S) as client:
             return await asyncio.gather(*(client.evalsha(COUNT, [b"u"], []) for _ in range(50)))
 
     assert uvloop.run(scenario()) == list(range(1, 51))
@@ -105,7 +108,7 @@ def test_everything_works_on_uvloop_too(valkey_url: str) -> None:
 # --- scripts ------------------------------------------------------------------------------------------------------
 
 
-async def test_an_unknown_script_is_loaded_and_run_once(client: Client, shared_valkey: RedisServer) -> None:
+async def test_an_unknown_script_is_made_known_and_run_once(client: Client, shared_valkey: RedisServer) -> None:
     for expected in range(1, 6):
         shared_valkey.command("SCRIPT", "FLUSH")
         assert await client.evalsha(COUNT, [b"n"], []) == expected
@@ -135,7 +138,7 @@ async def test_a_lost_reply_is_a_timeout_with_unknown_effect_and_never_repeated(
         started = time.monotonic()
         error = await failure(client.execute("INCR", "lost"))
         assert error.sent
-        assert 0.2 <= time.monotonic() - started <= 0.6
+        assert 0.2 <= time.monotonic() - started <= 1.0
         proxy.swallow = False
         await eventually(lambda: answers(client), what="answers again")
         assert shared_valkey.command("GET", "lost") == b"1"
@@ -174,12 +177,12 @@ async def test_a_stopped_server_times_out_then_refuses_at_once_and_comes_back() 
             server.suspend()
             started = time.monotonic()
             errors = await asyncio.gather(*(failure(client.execute("INCR", "n")) for _ in range(20)))
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 1.0
             assert all(error.sent for error in errors)
             await eventually(lambda: not client.up, what="the connection is given up", within_s=2)
             started = time.monotonic()
             assert not (await failure(client.execute("INCR", "n"))).sent
-            assert time.monotonic() - started < 0.1
+            assert time.monotonic() - started < 0.2
             server.resume()
             await eventually(lambda: answers(client), what="answers again", within_s=2)
             assert server.command("GET", "n") == b"20"
@@ -191,15 +194,16 @@ async def test_a_command_may_be_given_more_time_than_the_servers_silence_may_las
             assert await client.execute("DEBUG", "SLEEP", "0.4", timeout_s=5) == b"OK"
 
 
-async def test_a_reply_that_is_already_there_beats_its_timeout_when_this_process_was_slow(client: Client) -> None:
-    assert await answers(client)
-    calls = [asyncio.create_task(client.execute("PING")) for _ in range(3)]
-    for _ in range(2):
-        await asyncio.sleep(0)
-    busy_until = time.perf_counter() + 0.6
-    while time.perf_counter() < busy_until:
-        pass
-    assert await asyncio.gather(*calls) == [b"PONG"] * 3
+async def test_a_reply_that_is_already_there_beats_its_timeout_when_this_process_was_slow(valkey_url: str) -> None:
+    async with client_of(valkey_url) as client:
+        await eventually(lambda: answers(client), what="answers")
+        calls = [asyncio.create_task(client.execute("PING")) for _ in range(3)]
+        for _ in range(2):
+            await asyncio.sleep(0)
+        busy_until = time.perf_counter() + 0.6  # longer than the command timeout and than a server may be silent
+        while time.perf_counter() < busy_until:
+            pass
+        assert await asyncio.gather(*calls) == [b"PONG"] * 3
 
 
 # --- servers that are away ----------------------------------------------------------------------------------------
@@ -228,14 +232,14 @@ async def test_kill9_fails_what_waits_then_refuses_then_recovers_without_help() 
             await failure(client.execute("PING"))
             started = time.monotonic()
             assert not (await failure(client.execute("PING"))).sent
-            assert time.monotonic() - started < 0.1
+            assert time.monotonic() - started < 0.2
             server.start()
             await eventually(lambda: answers(client), what="answers again", within_s=2)
             assert changes == [True, False, True]
 
 
 async def test_a_connection_that_the_server_ended_is_replaced_without_an_error(client: Client) -> None:
-    for _ in range(5):
+    for _ in range(3):
         number = await client.execute("CLIENT", "ID")
         await client.execute("CLIENT", "KILL", "ID", number, "SKIPME", "yes")
         with contextlib.suppress(EngineUnavailable):  # the kill's own reply may be lost
