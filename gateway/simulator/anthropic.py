@@ -286,8 +286,9 @@ def _sse_start(index: int, block: dict[str, Any]) -> bytes:
 
 
 _MODELS = (
-    ("claude-opus-4-8", "Claude Opus 4.8"),
-    ("claude-sonnet-5", "Claude Sonnet 5"),
+    ("claude-opus-5-5", "Claude Opus 5.5"),
+    ("claude-sonnet-5-5", "Claude Sonnet 5.5"),
+    ("claude-sonnet-4-6", "Claude Sonnet 4.6"),
     ("claude-sonnet-4-5", "Claude Sonnet 4.5"),
     ("claude-haiku-4-5", "Claude Haiku 4.5"),
 )
