@@ -159,6 +159,11 @@ def _open_sqlite(path: Path, timeout_s: float | None) -> Database:
         connect_args={"timeout": wait_s},
     )
 
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def exists(_dialect: object, _entry: object, _args: object, _options: object) -> None:
+        if not path.parent.is_dir():  # the driver would leave a thread behind
+            raise sqlite3.OperationalError(f"there is no folder {path.parent}")
+
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _entry: ConnectionPoolEntry) -> None:
         connection.isolation_level = None  # the driver must not begin transactions by itself: see rule 1
