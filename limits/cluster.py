@@ -147,7 +147,7 @@ class ClusterClient:
 
     def _refresh(self) -> None:
         """Have the map read again soon, unless that is under way."""
-        if self._reading is None and not self._closed:
+        if (self._reading is None or self._reading.done()) and not self._closed:
             loop = asyncio.get_running_loop()
             self._attempt = loop.create_future()
             self._reading = loop.create_task(self._read_until_told(self._attempt), name="redis cluster map")
@@ -155,8 +155,8 @@ class ClusterClient:
     async def _read_until_told(self, attempt: asyncio.Future[None]) -> None:
         pause_s = READING_PAUSE_S
         await asyncio.sleep(self._read_at + pause_s - time.monotonic())
-        while not await self._read():
-            self._reason = "no server of the cluster tells its map"
+        while reason := await self._read():
+            self._reason = reason
             if not attempt.done():
                 attempt.set_result(None)
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
@@ -167,20 +167,23 @@ class ClusterClient:
         if not attempt.done():
             attempt.set_result(None)
 
-    async def _read(self) -> bool:
-        """Ask one server after another, those that are up first. True when one told the map."""
+    async def _read(self) -> str:
+        """Ask one server after another, those that are up first. Returns why nobody told, or nothing when one did."""
         seeds = [self._node(seed.host, seed.port) for seed in self._seeds]
         candidates = list(dict.fromkeys((*self._masters, *seeds, *self._nodes.values())))
         random.shuffle(candidates)
+        reason = ""
         for node in sorted(candidates, key=lambda node: not node.up):
             try:
                 reply = await node.send(pack(b"CLUSTER", b"SLOTS"), READING_TIMEOUT_S)
-            except EngineUnavailable:
+            except EngineUnavailable as error:
+                reason = reason or str(error)
                 continue
             if isinstance(reply, list) and reply:
                 self._apply(reply, node)
-                return True
-        return False
+                return ""
+            reason = f"{node.address} tells no map of the cluster" + (f": {reply}" if reply else "")
+        return reason
 
     def _apply(self, ranges: Sequence[Any], teller: Node) -> None:
         """Source: https://redis.io/docs/latest/commands/cluster-slots/ (a null or empty host is the teller's own)."""

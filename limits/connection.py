@@ -195,7 +195,7 @@ class Node:
         """Queue for the dial under way, or refuse at once when the server is known to be away."""
         if self._closed:
             raise EngineUnavailable(f"the connection to {self.address} is closed", sent=False)
-        if self._dialling is None:
+        if self._dialling is None or self._dialling.done():
             self._dial_soon()
         if not self._patient or len(self._queue) >= self._timing.waiting_max:
             raise EngineUnavailable(f"{self.address} is away: {self._reason}", sent=False)

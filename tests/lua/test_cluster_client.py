@@ -16,7 +16,7 @@ from limits.cluster import slot_of
 from limits.connection import Link
 from limits.errors import EngineUnavailable, ScriptRejected
 from tests.support.processes import eventually, free_port
-from tests.support.servers import Cluster, RedisServer, cluster
+from tests.support.servers import Cluster, RedisServer, cluster, valkey
 
 COUNT = Script.of("count", b"return redis.call('INCR', KEYS[1])")
 BOTH = Script.of("both", b"redis.call('INCR', KEYS[1]) return redis.call('INCR', KEYS[2])")
@@ -198,6 +198,12 @@ async def test_a_cluster_that_is_not_there_is_refused_at_once() -> None:
         assert not (await refused(client.evalsha(COUNT, [b"x"], []))).sent
         assert time.monotonic() - started < 0.2
         assert not client.up
+
+
+async def test_a_server_that_is_no_cluster_says_so() -> None:
+    with valkey(tcp=True) as server:
+        async with client_of(f"redis+cluster://127.0.0.1:{server.port}", command_timeout_s=5) as client:
+            assert "cluster support disabled" in str(await refused(client.evalsha(COUNT, [b"x"], [])))
 
 
 async def test_a_failover_hurts_only_its_own_slots_and_heals_by_itself() -> None:
