@@ -129,6 +129,7 @@ async def build(
         now_ms=clock.now_ms,
     )
     worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
+    await quota.warm_up(partitions, reassert_wait_ms)
     for name, work in (("scribe", scribe.run), ("holds", holds.run), ("reaper", reaper.run)):
         start_background(stack, name, work)
     start_background(stack, "gauges", lambda: _gauges(worker))

@@ -6,6 +6,7 @@ import secrets
 from dataclasses import replace
 
 from gateway.config.model import Address, Config
+from gateway.domain.plans import CUSTOM, Catalog, Plan
 from gateway.errors import Conflict
 from gateway.installation import Installation
 from gateway.quota.keys import KeyHasher, demo_key, display_prefix
@@ -47,9 +48,9 @@ async def make_accounts(installation: Installation, store: Store) -> dict[str, s
         ref = f"demo-{plan.name}"
         account = await store.accounts.by_ref(ref)
         if account is None:
-            name, terms = f"Demo {plan.label}", _terms(installation)
+            terms = _terms(installation.config.catalog, plan)
             account = await store.accounts.create(
-                name, now_ms=wall_clock_ms(), plan=plan.name, external_id=ref, terms=terms
+                f"Demo {plan.label}", now_ms=wall_clock_ms(), plan=plan.name, external_id=ref, terms=terms
             )
         if await store.callers.caller_by_digest(hasher.digest(key)) is None:
             try:
@@ -65,10 +66,10 @@ async def make_accounts(installation: Installation, store: Store) -> dict[str, s
     return keys
 
 
-def _terms(installation: Installation) -> dict[str, object]:
-    """Something for plans whose allowance is given by contract."""
-    catalog = installation.config.catalog
-    return {"allowance": {name: 1000 * meter.scale for name, meter in catalog.meters.items()}}
+def _terms(catalog: Catalog, plan: Plan) -> dict[str, object]:
+    """Something for allowances that are given by contract."""
+    custom = {name: 1000 * catalog.meters[name].scale for name, amount in plan.allowance.items() if amount == CUSTOM}
+    return {"allowance": custom} if custom else {}
 
 
 def lines_to_paste(config: Config, keys: dict[str, str]) -> str:

@@ -103,6 +103,13 @@ class UnsupportedEncoding(RequestError):
     status = 415
 
 
+class RequestTimeout(RequestError):
+    """The request's body did not arrive in time."""
+
+    code = "request_timeout"
+    status = 408
+
+
 class MethodNotAllowed(RequestError):
     """This route does not take this method."""
 

@@ -8,6 +8,8 @@ Rules
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 
 from aiohttp import web
@@ -23,12 +25,24 @@ from gateway.proxy.gateway import Gateway
 from gateway.proxy.parse import Asked, parse
 from gateway.proxy.visit import Visit
 
+log = logging.getLogger(__name__)
+
 
 async def serve(gateway: Gateway, adapter: Adapter, request: web.BaseRequest) -> web.StreamResponse:
     """aiohttp's side: start the call, wait for its answer."""
     visit = Visit(request)
-    gateway.tasks.spawn(handle(gateway, adapter, visit))
+    call = gateway.tasks.spawn(handle(gateway, adapter, visit))
+    call.add_done_callback(lambda _: _answer_anyway(gateway, adapter, visit, call))
     return await visit.wait()
+
+
+def _answer_anyway(gateway: Gateway, adapter: Adapter, visit: Visit, call: asyncio.Task[None]) -> None:
+    """A bug of ours must not leave a client waiting: 500, and a log line that says where, but not what was asked."""
+    error = None if call.cancelled() else call.exception()
+    if error is not None:
+        log.error("a call failed", exc_info=error)
+    if not visit.is_answered:
+        refuse(gateway, adapter, visit, TollgateError(), None, str(uuid7()))
 
 
 async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 
 from gateway.config.model import Config
 from gateway.domain.plans import Feature, Model
-from gateway.errors import BadRequest, BodyTooLarge, UnknownFeature, UnknownModel, UnsupportedEncoding
+from gateway.errors import (
+    BadRequest,
+    BodyTooLarge,
+    RequestError,
+    RequestTimeout,
+    UnknownFeature,
+    UnknownModel,
+    UnsupportedEncoding,
+)
 from gateway.providers.adapter import Adapter, Call
 from gateway.quota.admission import Facts
 
+BODY_S = 30.0  # how long a body may take to arrive
 _METADATA_BYTES_MAX = 2048
 _NAME_CHARACTERS_MAX = 256
 
@@ -31,18 +41,14 @@ class Asked:
 
 
 async def parse(config: Config, adapter: Adapter, request: web.BaseRequest) -> Asked:
-    """Raises BadRequest, BodyTooLarge, UnsupportedEncoding, UnknownModel, UnknownFeature."""
+    """Raises RequestError in all its kinds (bad body, too large, encoding, timeout, feature), UnknownModel."""
     headers = request.headers
     if headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding("Send the body without Content-Encoding.")
     content_type = request.content_type
     if "Content-Type" in headers and content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedEncoding(f"Send Content-Type: application/json, not {content_type[:60]!r}.")
-    try:
-        body = await request.read()
-    except web.HTTPRequestEntityTooLarge as error:
-        raise BodyTooLarge from error
-    call = adapter.parse(body, headers)
+    call = adapter.parse(await _body(request), headers)
     model = config.catalog.model(call.model)
     if model is None or not any(config.settings.upstreams[name].on for name in model.upstreams):
         raise UnknownModel(f"The model {call.model[:100]!r} is not configured on this gateway.", param="model")
@@ -56,6 +62,21 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest) -> A
         metadata=_metadata(headers),
     )
     return Asked(adapter, call, model, feature, facts)
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """Raises BodyTooLarge, RequestTimeout, RequestError."""
+    try:
+        if request.content.is_eof():  # it came with the headers
+            return await request.read()
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge as error:
+        raise BodyTooLarge from error
+    except TimeoutError as error:
+        raise RequestTimeout from error
+    except (OSError, web.RequestPayloadError, ClientPayloadError) as error:
+        raise RequestError("The request broke off before its body was complete.") from error
 
 
 def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:

@@ -50,13 +50,13 @@ class Situation:
     catalog: Catalog
     plan: Plan
     subscription: Subscription
+    feature: Feature
 
 
 def inactive(situation: Situation) -> Refusal:
     """The subscription does not allow calls: its trial or its paid time is over."""
-    kind: type[Refusal] = SubscriptionInactive
-    if situation.subscription.trial_ends_at_ms and situation.subscription.status is SubscriptionStatus.EXPIRED:
-        kind = TrialExpired
+    reason = turns.inactive_reason(situation.catalog, situation.subscription)
+    kind: type[Refusal] = TrialExpired if reason == TrialExpired.code else SubscriptionInactive
     offers = plans.paid_plans(situation.catalog)
     detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, situation.plan))
     text = messages.render(situation.catalog, kind.code, messages.Facts(plan=situation.plan))
@@ -90,6 +90,9 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
     scope = refused.scope.kind.value if refused.scope is not None else "account"
     free = refused.available if kind.retry else refused.limit - refused.used
     retry_after_s = _retry_after_s(kind, refused)
+    resets_at_ms = refused.resets_at_ms
+    if wallet and not kind.retry:  # a trial's end is not a reset
+        resets_at_ms = turns.refills_at_ms(situation.catalog, situation.subscription)
     written = meter or Meter(refused.slot, 0)
     detail = RefusalDetail(
         scope=scope,
@@ -98,7 +101,7 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         held=written.format(refused.held),
         needed=written.format(refused.needed),
         available=written.format(max(0, free)),
-        resets_at=rfc3339(refused.resets_at_ms) if refused.resets_at_ms else None,
+        resets_at=rfc3339(resets_at_ms) if resets_at_ms else None,
         hint=_HINTS[kind.code],
         plans=_labels(offers, situation.plan),
     )
@@ -111,13 +114,20 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         needed=refused.needed,
         used=refused.used,
         limit=refused.limit,
-        resets_at_ms=refused.resets_at_ms,
-        window_s=MINUTE_S,
+        resets_at_ms=resets_at_ms,
+        window_s=_window_s(situation.plan, refused),
+        estimated=not isinstance(situation.feature.price, plans.PerUse),
         wait_s=retry_after_s,
         scope=scope,
     )
     text = messages.render(situation.catalog, kind.code, facts)
     return kind(text.text, title=text.title, detail=detail, retry_after_s=retry_after_s)
+
+
+def _window_s(plan: Plan, refused: engine.Refused) -> int:
+    """How long the window is that refused: only ``uses`` have another length than a minute."""
+    limits = plan.limits.get(refused.scope.kind.value) if refused.scope is not None else None
+    return limits.uses.per_s if refused.slot == "uses" and limits is not None and limits.uses else MINUTE_S
 
 
 def _labels(offers: tuple[Plan, ...], here: Plan) -> tuple[str, ...]:

@@ -85,6 +85,22 @@ class Quota:
         self._spawn = spawn
         self.clock = clock
 
+    async def warm_up(self, partitions: int, reassert_wait_ms: int) -> None:
+        """Meet every partition before the first call: in a new Redis each begins with its re-assertion wait.
+
+        Answers when no partition waits any more; at once when Redis is away, for then calls must be refused anyway.
+        """
+        try:
+            states = await asyncio.gather(*(self._engine.renew(partition, ()) for partition in range(partitions)))
+        except EngineUnavailable:
+            return
+        wait_ms = 0
+        for partition, state in enumerate(states):
+            self.holds.saw_record(partition, state.record)
+            wait_ms = max(wait_ms, created_at_ms(state.record) + reassert_wait_ms - state.server_ms)
+        self.clock.saw(states[0].server_ms)
+        await asyncio.sleep(wait_ms / 1000)
+
     async def admit(self, ask: Ask) -> Admission:
         """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
         if self.scribe.full:
@@ -102,7 +118,7 @@ class Quota:
                 raise feature_refused(ask.catalog, plan, ask.work.feature.name)
             account = caller.account
             assert account is not None, "plan_of found its plan"
-            situation = Situation(ask.catalog, plan, account.subscription)
+            situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
             if not account.subscription.status.usable and not await self._changed(account):
                 raise inactive(situation)
             reply = await self._reserve(caller, plan, work, ask)
@@ -205,6 +221,11 @@ class Quota:
                 return
             except EngineUnavailable:
                 await asyncio.sleep(RELEASE_RETRY_S)
+
+
+def created_at_ms(record: str) -> int:
+    """When a partition's record was made, on the server's clock: what follows the incarnation in it."""
+    return int(record.rpartition(":")[2])
 
 
 def plan_of(caller: Caller, catalog: Catalog) -> Plan:
