@@ -37,10 +37,6 @@ _WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
 _COUNTS_HOLDS: Final = 128
 _U32: Final = 2**32
 
-_Q = struct.Struct("<Q")
-_QQB = struct.Struct("<QQB")
-_BBB = struct.Struct("<BBB")
-_WINDOW = struct.Struct("<BIB")
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
 _HOLD = struct.Struct("<HBQIQBB")
@@ -91,62 +87,62 @@ class _Values:
 def layout(demand: Demand) -> Layout:
     """Pack a demand. Raises ValueError."""
     values = _Values()
-    slots, limits, fields = bytearray(), bytearray(), []
-    slots.append(_count(demand.wallets, (item.wallet for item in demand.wallets), "wallets"))
-    for wallet in demand.wallets:
-        field = keys.wallet_field(wallet.wallet)
-        fields.append(field)
-        slots.append(len(field) - 1)
-        slots += field[1:]
-        slots.append(values.index(wallet.abandon))
-        slots.append(values.index(wallet.amount))
-        limits += _Q.pack(wallet.minimum)
-    slots.append(_count(demand.budgets, (item.number for item in demand.budgets), "budgets"))
+    wallets = _count((item.wallet for item in demand.wallets), "wallets")
+    budgets = _count((item.number for item in demand.budgets), "budgets")
+    scopes = _scopes(demand)
     buckets = dict.fromkeys(keys.bucket_field(budget.number) for budget in demand.budgets)
     places = {bucket: place for place, bucket in enumerate(buckets, 1)}
-    slots.append(len(places))
-    for budget in demand.budgets:
-        slots += budget_key(budget.number, budget.starts_at_ms)
-        place = places[keys.bucket_field(budget.number)]
-        slots += _BBB.pack(values.index(budget.amount), values.index(budget.abandon), place)
-        limits += _QQB.pack(budget.limit, budget.ends_at_ms, keys.NARROWNESS[budget.scope.kind])
+    windows = tuple(index for grouped, _ in scopes.values() for index in grouped)
+    fields = [keys.wallet_field(item.wallet) for item in demand.wallets]
+    names = [name[1:] for name in fields]
     fields += places
-    windows, concurrency = _scopes(demand, values, slots, limits, fields)
-    return Layout(values.packed() + slots, bytes(limits), tuple(fields), windows, concurrency)
+    slots = bytearray((wallets, budgets, len(places), len(scopes), len(windows)))
+    limits: list[int] = []
+    for wallet in demand.wallets:
+        slots += bytes((values.index(wallet.abandon), values.index(wallet.amount)))
+        limits.append(wallet.minimum)
+    for budget in demand.budgets:
+        amount, abandon, starts = (values.index(n) for n in (budget.amount, budget.abandon, budget.starts_at_ms))
+        slots += bytes((amount, abandon, starts, places[keys.bucket_field(budget.number)]))
+        limits += (budget.limit, budget.ends_at_ms)
+    for scope, (grouped, counted) in scopes.items():
+        fields.append(keys.scope_field(scope))
+        names.append(fields[-1])
+        slots.append(len(grouped) + (_COUNTS_HOLDS if counted else 0))
+        limits += (demand.concurrency[index].limit for index in counted)
+        limits += (demand.windows[index].limit for index in grouped)
+    for index in windows:
+        code, length_s = window_key(demand.windows[index])
+        slots += bytes((code, values.index(length_s), values.index(demand.windows[index].amount)))
+    slots += struct.pack(f"<{budgets}I", *(budget.number for budget in demand.budgets))
+    for name in names:
+        slots.append(len(name))
+        slots += name
+    narrowness = [keys.NARROWNESS[budget.scope.kind] for budget in demand.budgets]
+    narrowness += [keys.NARROWNESS[scope.kind] for scope in scopes]
+    return Layout(
+        slots=values.packed() + slots,
+        limits=struct.pack(f"<{len(limits)}Q", *limits) + bytes(narrowness),
+        fields=tuple(fields),
+        windows=windows,
+        concurrency=tuple(index for _, counted in scopes.values() for index in counted),
+    )
 
 
-def _scopes(
-    demand: Demand, values: _Values, slots: bytearray, limits: bytearray, fields: list[bytes]
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Windows and concurrency, scope by scope; answers the order in which the demand's were put."""
-    _count(demand.windows, ((item.scope, item.name, item.length_ms) for item in demand.windows), "windows")
-    _count(demand.concurrency, (item.scope for item in demand.concurrency), "scopes")
+def _scopes(demand: Demand) -> dict[Scope, tuple[list[int], list[int]]]:
+    """Which windows and which concurrency each scope has, by their places in the demand."""
+    _count(((item.scope, item.name, item.length_ms) for item in demand.windows), "windows")
+    _count((item.scope for item in demand.concurrency), "concurrency limits")
     scopes: dict[Scope, tuple[list[int], list[int]]] = {}
     for index, window in enumerate(demand.windows):
         scopes.setdefault(window.scope, ([], []))[0].append(index)
     for index, concurrency in enumerate(demand.concurrency):
         scopes.setdefault(concurrency.scope, ([], []))[1].append(index)
-    slots.append(_count(scopes, scopes, "scopes"))
-    for scope, (windows, counted) in scopes.items():
-        field = keys.scope_field(scope)
-        fields.append(field)
-        slots.append(len(field))
-        slots += field
-        slots.append(len(windows) + (_COUNTS_HOLDS if counted else 0))
-        limits.append(keys.NARROWNESS[scope.kind])
-        for index in counted:
-            limits += _Q.pack(demand.concurrency[index].limit)
-        for index in windows:
-            window = demand.windows[index]
-            slots += _WINDOW.pack(*window_key(window), values.index(window.amount))
-            limits += _Q.pack(window.limit)
-    return (
-        tuple(index for windows, _ in scopes.values() for index in windows),
-        tuple(index for _, counted in scopes.values() for index in counted),
-    )
+    _count(scopes, "scopes")
+    return scopes
 
 
-def _count(items: object, names: Iterable[object], what: str) -> int:
+def _count(names: Iterable[object], what: str) -> int:
     """How many; at most 127, none twice."""
     listed = list(names)
     if len(listed) > 127 or len(set(listed)) != len(listed):

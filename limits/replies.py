@@ -53,7 +53,7 @@ _CROSSED = struct.Struct("<BH")
 _META = struct.Struct("<16s30sIII")
 _GRANT = struct.Struct("<IqqqqIHIHi")
 _BUDGET = struct.Struct("<IIHqqq")
-_HELD_APART: Final = 8  # a wallet's field begins with what was warned of
+_HEAD: Final = 52  # a wallet's field begins with what was warned of and its sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +208,7 @@ def decode_view(reply: Sequence[bytes], wallets: Sequence[str]) -> AccountView:
 def decode_wallet(wallet: str, packed: bytes, now_ms: int) -> tuple[WalletView, tuple[GrantView, ...]]:
     """A wallet's field: its sums over what is open now, and every grant that Redis knows."""
     grants = []
-    for at in range(_HELD_APART, len(packed), 2 + _GRANT.size):
+    for at in range(_HEAD, len(packed), 2 + _GRANT.size):
         number, amount, counted, pending, held, s_low, s_high, e_low, e_high, priority = _GRANT.unpack_from(
             packed, at + 2
         )

@@ -19,7 +19,7 @@ from typing import Final
 
 from limits.resp import Script
 
-SHARED: Final = ("prelude", "prelude_holds", "prelude_demand")
+SHARED: Final = ("prelude", "prelude_holds", "prelude_lapse", "prelude_demand")
 NAMES: Final = (
     "reserve", "extend", "settle", "release", "renew", "load", "confirm", "peek",
     "mark_stale", "outbox", "sweep", "lapse", "sync_seq", "lead",

@@ -28,7 +28,7 @@ if hold and state == SETTLED then
 end
 
 names = {'m', unpack(ARGV, 5)}
-vals, dirty = redis.call('HMGET', KEYS[1], unpack(names)), {}
+vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(names)), {}, {}
 local kept = {}
 local unmark = mark and string.byte(mark) <= state
 local entry = unmark and string.sub(mark, 3, 2 + string.byte(mark, 2))

@@ -20,9 +20,9 @@ local id, version = struct.unpack('<c16I2', ARGV[2])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
 names = {unpack(ARGV, 7)}
-vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}
-meta = vals[1] and read_meta(vals[1])
-if not meta or meta[STAMP] ~= stamp then
+vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+account = vals[1] and read_meta(vals[1])
+if not account or account[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[6])
 end
 local warming = warming_until(record)
@@ -61,7 +61,8 @@ for at = 1, #taken, 13 do
   end
 end
 takes, taken = #merged / 13, merged
-vals[2] = struct.pack(HOLD, version + 1, flags, created, lease_ms, lease_end, takes, windows) .. taken .. starts .. ARGV[5]
-vals[1], dirty[1], dirty[2] = pack_meta(meta), true, true
+vals[2] = struct.pack(HOLD, version + 1, flags, created, lease_ms, lease_end, takes, #remaining / 2) .. taken
+  .. packed_starts() .. ARGV[5]
+vals[1], dirty[1], dirty[2] = pack_meta(account), true, true
 write_fields(KEYS[1])
 return reply_to_demand(version + 1, created, record)

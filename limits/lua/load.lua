@@ -43,12 +43,13 @@ end
 
 -- A wallet's field from SQL's grants and what Redis knows of pending and held.
 local function merge_wallet(packed, grants)
-  local parts, sum = {packed and string.sub(packed, 1, 8) or EMPTY_WALLET}, 0
+  -- The warnings stay; the sums are made anew by the next reserve.
+  local parts, sum = {string.sub(packed or EMPTY_WALLET, 1, 8) .. string.sub(EMPTY_WALLET, 9)}, 0
   local named = ''
   for at = 1, #grants, 40 do
     local key, amount, counted, begins, expires, priority = struct.unpack('<c4I8i8I8I8i4', grants, at)
     local pending, held = 0, 0
-    local known = packed and find_record(packed, '\255G' .. key, 9, 54)
+    local known = packed and find_record(packed, '\255G' .. key, 53, 54)
     if known then
       pending, held = struct.unpack('<i8i8', packed, known + 22)
     end
@@ -59,7 +60,7 @@ local function merge_wallet(packed, grants)
     parts[#parts + 1] = '\255G' .. key
       .. struct.pack('<i8i8i8i8I6I6i4', amount, counted, pending, held, begins, expires, priority)
   end
-  for at = 9, packed and #packed or 0, 54 do
+  for at = 53, packed and #packed or 0, 54 do
     local key, pending, held = string.sub(packed, at + 2, at + 5), struct.unpack('<i8i8', packed, at + 22)
     if (pending ~= 0 or held ~= 0) and not find_record(named, key, 1, 4) then
       parts[#parts + 1] = '\255G' .. key .. struct.pack('<i8i8i8i8I6I6i4', 0, 0, pending, held, 0, 1, 0)
@@ -70,15 +71,17 @@ end
 
 -- A bucket from SQL's periods and what Redis knows of pending and held.
 local function merge_bucket(packed, periods)
-  local fresh = ''
+  local fresh, before = '', packed or ''
   for at = 1, #periods, 18 do
-    local key, counted = struct.unpack('<c10i8', periods, at)
-    fresh = fresh .. key .. struct.pack('<i8i8i8', counted, 0, 0)
+    fresh = fresh .. string.sub(periods, at, at + 17) .. struct.pack('<i8i8', 0, 0)
   end
-  for at = 1, #packed, 34 do
-    local pending, held = struct.unpack('<i8i8', packed, at + 18)
-    if pending ~= 0 or held ~= 0 then
-      fresh = bump_budget(fresh, string.sub(packed, at, at + 9), 0, pending, held, true)
+  for at = 1, #before, 34 do
+    local pending, held = struct.unpack('<i8i8', before, at + 18)
+    local known = find_record(fresh, string.sub(before, at, at + 9), 1, 34)
+    if known then
+      fresh = string.sub(fresh, 1, known + 17) .. struct.pack('<i8i8', pending, held) .. string.sub(fresh, known + 34)
+    elseif pending ~= 0 or held ~= 0 then
+      fresh = fresh .. string.sub(before, at, at + 9) .. struct.pack('<i8i8i8', 0, pending, held)
     end
   end
   return fresh
@@ -121,7 +124,7 @@ local function merge_buckets()
     if before[index] or given[list[index]] then
       local place = #names + 1
       names[place], dirty[place] = list[index], true
-      vals[place] = merge_bucket(before[index] or '', given[list[index]] or '')
+      vals[place] = merge_bucket(before[index], given[list[index]] or '')
     end
   end
 end
@@ -146,7 +149,7 @@ local function count_kept()
   meta[KEPT_COUNT] = meta[KEPT_COUNT] - #old
 end
 
-names, vals, dirty = {}, {}, {}
+names, vals, dirty, buckets = {}, {}, {}, {}
 local list = merge_wallets()
 merge_buckets()
 if meta[KEPT_COUNT] > 0 then
@@ -155,6 +158,9 @@ end
 meta[STAMP], meta[REV], meta[SEQ], meta[TURN], meta[PERIOD] = stamp, rev, seq, turn, period
 absorb(ACCOUNT, meta)
 -- From here on only writes.
+for index, bucket in pairs(buckets) do
+  vals[index] = pack_bucket(bucket)
+end
 for first = 1, #names, AT_ONCE do
   local args = {}
   for index = first, math.min(first + AT_ONCE - 1, #names) do

@@ -5,16 +5,19 @@
 --           I8 outbox age max ms, I4 outbox entries max
 --   meta    field m: c16 stamp, I6 rev, I6 seq (watermark), I6 turn ms, I6 period ms, I6 due ms, I4 group, I4 open holds,
 --           I4 budget buckets; when seqs are kept above the watermark also I4 count, I6 lowest, I6 highest
---   wallet  field w<wallet>: I6 warned period ms, I2 warned permille, then grants in burn order, 54 bytes each:
+--   wallet  field w<wallet>: I6 warned period ms, I2 warned permille; sums over the open grants: I6 valid from ms,
+--           I6 valid until ms, i8 capacity, i8 posted, i8 held, I6 earliest expiry ms (0 = none), I2 cursor (no open grant
+--           before it has anything free); then grants in burn order, 54 bytes each:
 --           "\255G", I4 number, i8 amount, i8 counted, i8 pending, i8 held, I6 starts ms, I6 expires ms, i4 priority
 --   bucket  field b<number / 8>: budgets, 34 bytes each: I4 number, I6 starts ms, i8 counted, i8 pending, i8 held
 --   scope   field s<kind><id>: I4 live holds, then windows, 19 bytes each: B code, I4 length s, I6 starts ms, i8 used
 --   hold    field h<id>: I2 version, B flags (1 = first byte told), I8 created ms, I4 lease ms, I8 lease end ms,
 --           B takes, B windows; takes of I4 number, I8 amount, B wallet index; window starts of I4 (ms mod 2^32); tail
---   tail    B blocks, values of I8 (4 a block); B wallets of (B name, B abandon, B amount); B budgets, B buckets,
---           budgets of (I4 number, I6 starts ms, B amount, B abandon, B bucket index); B scopes of (B field,
---           B flags: 128 = counts live holds, else number of windows, windows of (B code, I4 length s, B amount)); note.
---           "B name" is a length byte and the text; amounts and abandons are indices into the values, from 1
+--   tail    B blocks, values of I8 (4 a block); B wallets, B budgets, B buckets, B scopes, B windows; per wallet B abandon,
+--           B amount; per budget B amount, B abandon, B starts ms, B bucket index; per scope B (128 = counts live holds)
+--           + its windows; per window B code, B length s, B amount; per budget I4 number; names: per wallet, then per
+--           scope, B name; note. "B name" is a length byte and the text; amounts, abandons, starts and lengths are
+--           indices into the values, from 1. Fields of a hold are in this order: wallets, buckets, scopes.
 --   vector  B wallets of (B name, B lines of (I4 number, i8 amount)); B budgets of (I4 number, I6 starts ms, i8 amount)
 --   mark    field p<id>: B state (1 lapsed, 2 settled), B entry id, vector
 --   charge  value of an outbox entry: B state, c16 hold id, B account, I2 vector length, vector, payload
@@ -26,7 +29,9 @@ local STAMP, REV, SEQ, TURN, PERIOD, DUE, GROUP, HOLDS, BUCKETS, KEPT_COUNT, KEP
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
 local NO_STAMP = '................'
 
-local EMPTY_WALLET, EMPTY_SCOPE = '\0\0\0\0\0\0\0\0', '\0\0\0\0'
+local EMPTY_WALLET = string.rep('\0', 52)
+local SUMS, FOREVER = '<I6I6i8i8i8I6I2', 281474976710655
+
 local HOLD = '<I2BI8I4I8BB'
 local LAPSED, SETTLED = 1, 2
 
@@ -39,6 +44,7 @@ local EPOCH_MS, UNIT_MS, GROUP_SPAN, GROUPS = 1767225600000, 256, 4294967296, 20
 local OFFSET_MS, WAIT_MS, AMNESTY_MS, OUTBOX_AGE_MS, OUTBOX_MAX = struct.unpack('<i8I4I4I8I4', ARGV[1])
 local now -- ms, server clock plus the test offset
 local names, vals, dirty -- fields of the account in use: their names, their values (false = absent), which ones changed
+local buckets -- those of them that hold budgets, unpacked: flat tables of five values a period
 
 -- Stop before anything is written: the caller broke the contract.
 local function reject(what)
@@ -128,68 +134,6 @@ local function find_record(packed, key, first, size)
   return at
 end
 
--- counted, pending and held of a record, after a change.
-local function sums(packed, at, counted, pending, held)
-  local c, p, h = struct.unpack('<i8i8i8', packed, at)
-  c, p, h = c + counted, p + pending, h + held
-  if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
-    reject('a sum is out of range')
-  end
-  return struct.pack('<i8i8i8', c, p, h)
-end
-
--- Change one grant of a wallet; key is its 4-byte number. One that is not known becomes a placeholder: amount 0, never open.
-local function bump_grant(packed, key, counted, pending, held, create)
-  key = '\255G' .. key
-  packed = packed or EMPTY_WALLET
-  local at = find_record(packed, key, 9, 54)
-  if at then
-    return string.sub(packed, 1, at + 13) .. sums(packed, at + 14, counted, pending, held) .. string.sub(packed, at + 38)
-  elseif create then
-    return packed .. key .. struct.pack('<i8i8i8i8I6I6i4', 0, counted, pending, held, 0, 1, 0)
-  end
-  return packed
-end
-
--- Change one budget period; key is its 4-byte number and 6-byte start.
-local function bump_budget(packed, key, counted, pending, held, create)
-  packed = packed or ''
-  local at = find_record(packed, key, 1, 34)
-  if at then
-    return string.sub(packed, 1, at + 9) .. sums(packed, at + 10, counted, pending, held) .. string.sub(packed, at + 34)
-  elseif create then
-    return packed .. key .. struct.pack('<i8i8i8', counted, pending, held)
-  end
-  return packed
-end
-
--- Whether a bucket knows a later period of this budget.
-local function has_later(packed, key)
-  local number, starts = string.sub(key, 1, 4), struct.unpack('<I6', key, 5)
-  for at = 1, #packed, 34 do
-    if string.sub(packed, at, at + 3) == number and struct.unpack('<I6', packed, at + 4) > starts then
-      return true
-    end
-  end
-  return false
-end
-
--- Drop a bucket's periods that have a later one and owe nothing.
-local function compact_bucket(packed)
-  local kept = ''
-  for at = 1, #packed, 34 do
-    local pending, held = struct.unpack('<i8i8', packed, at + 18)
-    if pending ~= 0 or held ~= 0 or not has_later(packed, string.sub(packed, at, at + 9)) then
-      kept = kept .. string.sub(packed, at, at + 33)
-    end
-  end
-  return kept
-end
-
-local function bucket_name(key)
-  return 'b' .. math.floor(struct.unpack('<I4', key) / 8)
-end
-
 -- The index of a field of the account, read when it was not asked for at the start.
 local function locate(account, name)
   for index = 1, #names do
@@ -207,43 +151,6 @@ local function know_wallet(account, name)
   local index = locate(account, 'W')
   local list = vals[index] or ''
   vals[index], dirty[index] = list .. string.char(#name) .. name, true
-end
-
-local function know_bucket(meta, key)
-  meta[BUCKETS] = math.max(meta[BUCKETS], math.floor(struct.unpack('<I4', key) / 8) + 1)
-end
-
--- Add a vector, times a sign, to counted and to pending. Placeholders only for what raises pending.
-local function add_vector(account, meta, vector, at, counted, pending)
-  local wallets, lines, name, index, budgets, key, amount
-  wallets, at = struct.unpack('<B', vector, at)
-  for _ = 1, wallets do
-    name, lines, at = struct.unpack('<Bc0B', vector, at)
-    index = locate(account, 'w' .. name)
-    for _ = 1, lines do
-      key, amount, at = struct.unpack('<c4i8', vector, at)
-      if not vals[index] and pending > 0 then
-        know_wallet(account, name)
-      end
-      if vals[index] or pending > 0 then
-        vals[index] = bump_grant(vals[index], key, counted * amount, pending * amount, 0, pending > 0)
-        dirty[index] = true
-      end
-    end
-  end
-  budgets, at = struct.unpack('<B', vector, at)
-  for _ = 1, budgets do
-    key, amount, at = struct.unpack('<c10i8', vector, at)
-    index = locate(account, bucket_name(key))
-    local packed = vals[index] or ''
-    -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
-    local create = pending > 0 or (counted > 0 and not has_later(packed, key))
-    packed = bump_budget(packed, key, counted * amount, pending * amount, 0, create)
-    if create then
-      know_bucket(meta, key)
-    end
-    vals[index], dirty[index] = pending < 0 and compact_bucket(packed) or packed, true
-  end
 end
 
 -- Move the watermark over the deltas kept above it, as long as there is no gap.

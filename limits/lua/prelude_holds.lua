@@ -1,7 +1,206 @@
--- Shared locals about holds: their slots, how they move on and off the account's fields, how dead leases end.
+-- Shared locals about grants, budgets and holds: how charges and holds move on and off the account's fields.
 -- Layouts are in prelude.lua.
 
--- The values of a tail that starts at a position, and where its slots begin.
+-- Whether a grant is open now.
+local function is_open(starts, expires)
+  return starts <= now and (expires == 0 or expires > now)
+end
+
+-- Sums over a wallet's open grants: capacity, posted, held, earliest expiry, cursor, valid from, valid until. Made anew
+-- when a grant has started or ended since (or the clock went back), else as stored: the cost does not grow with grants.
+local function sums_of(packed)
+  local from, till, capacity, posted, held, resets, cursor = struct.unpack(SUMS, packed, 9)
+  if now >= from and now < till then
+    return capacity, posted, held, resets, cursor, from, till
+  end
+  from, till, capacity, posted, held, resets, cursor = 0, FOREVER, 0, 0, 0, 0, 0
+  for at = 53, #packed, 54 do
+    local granted, counted, pending, on_hold, starts, expires = struct.unpack('<i8i8i8i8I6I6', packed, at + 6)
+    from = math.max(from, starts <= now and starts or 0, expires <= now and expires or 0)
+    till = math.min(till, starts > now and starts or till, expires > now and expires or till)
+    if is_open(starts, expires) then
+      capacity, posted, held = capacity + granted, posted + counted + pending, held + on_hold
+      if expires > 0 and (resets == 0 or expires < resets) then
+        resets = expires
+      end
+      if cursor == 0 and granted - counted - pending - on_hold > 0 then
+        cursor = (at + 1) / 54
+      end
+    end
+  end
+  return capacity, posted, held, resets, cursor > 0 and cursor or (#packed + 2) / 54, from, till
+end
+
+-- Change one grant of a wallet; key is its 4-byte number. One not known becomes a placeholder: amount 0, never open.
+local function bump_grant(packed, key, counted, pending, held, create)
+  key, packed = '\255G' .. key, packed or EMPTY_WALLET
+  local at = find_record(packed, key, 53, 54)
+  if not at then
+    return create and packed .. key .. struct.pack('<i8i8i8i8I6I6i4', 0, counted, pending, held, 0, 1, 0) or packed
+  end
+  local c, p, h, starts, expires = struct.unpack('<i8i8i8I6I6', packed, at + 14)
+  c, p, h = c + counted, p + pending, h + held
+  if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
+    reject('a sum is out of range')
+  end
+  local from, till, capacity, posted, on_hold, resets, cursor = struct.unpack(SUMS, packed, 9)
+  if now < from or now >= till then
+    till = 0
+  elseif is_open(starts, expires) then
+    posted, on_hold = posted + counted + pending, on_hold + held
+    cursor = math.min(cursor, (at + 1) / 54)
+  end
+  return string.sub(packed, 1, 8) .. struct.pack(SUMS, from, till, capacity, posted, on_hold, resets, cursor)
+    .. string.sub(packed, 53, at + 13) .. struct.pack('<i8i8i8', c, p, h) .. string.sub(packed, at + 38)
+end
+
+-- The periods in a field of budgets.
+local function open_bucket(index)
+  local bucket = buckets[index]
+  if not bucket then
+    local packed = vals[index] or ''
+    local count = #packed / 34
+    bucket = {struct.unpack('<' .. string.rep('I4I6i8i8i8', count), packed)}
+    bucket[5 * count + 1] = nil -- where unpack stopped
+    buckets[index] = bucket
+  end
+  return bucket
+end
+
+local function pack_bucket(bucket)
+  return struct.pack('<' .. string.rep('I4I6i8i8i8', #bucket / 5), unpack(bucket))
+end
+
+local function find_period(bucket, number, starts)
+  for at = 1, #bucket, 5 do
+    if bucket[at] == number and bucket[at + 1] == starts then
+      return at
+    end
+  end
+end
+
+-- Whether a bucket knows a later period of this budget.
+local function has_later(bucket, number, starts)
+  for at = 1, #bucket, 5 do
+    if bucket[at] == number and bucket[at + 1] > starts then
+      return true
+    end
+  end
+  return false
+end
+
+-- Drop a budget's periods that have a later one and owe nothing.
+local function drop_ended(bucket, number)
+  local at = 1
+  while at < #bucket do
+    local owes = bucket[at + 3] ~= 0 or bucket[at + 4] ~= 0
+    if bucket[at] == number and not owes and has_later(bucket, number, bucket[at + 1]) then
+      for _ = 1, 5 do
+        table.remove(bucket, at)
+      end
+    else
+      at = at + 5
+    end
+  end
+end
+
+-- A new period of a budget. Periods before it that owe nothing are over.
+local function add_period(meta, bucket, number, starts, counted, pending, held)
+  local at = #bucket
+  bucket[at + 1], bucket[at + 2], bucket[at + 3], bucket[at + 4], bucket[at + 5] = number, starts, counted, pending, held
+  drop_ended(bucket, number)
+  meta[BUCKETS] = math.max(meta[BUCKETS], math.floor(number / 8) + 1)
+end
+
+-- Change one budget period.
+local function bump_period(meta, index, number, starts, counted, pending, held, create)
+  local bucket = open_bucket(index)
+  local at = find_period(bucket, number, starts)
+  if at then
+    bucket[at + 2], bucket[at + 3], bucket[at + 4] = bucket[at + 2] + counted, bucket[at + 3] + pending, bucket[at + 4] + held
+    if bucket[at + 2] + bucket[at + 3] > AMOUNT_MAX or bucket[at + 4] > AMOUNT_MAX then
+      reject('a sum is out of range')
+    end
+    if pending < 0 then
+      drop_ended(bucket, number)
+    end
+  elseif create then
+    add_period(meta, bucket, number, starts, counted, pending, held)
+  end
+end
+
+-- Write every changed field of the account.
+local function write_fields(account)
+  for index, bucket in pairs(buckets) do
+    vals[index], dirty[index] = pack_bucket(bucket), true
+  end
+  local args, count = {}, 0
+  for index in pairs(dirty) do
+    args[count + 1], args[count + 2], count = names[index], vals[index], count + 2
+  end
+  if count > 0 then
+    redis.call('HSET', account, unpack(args))
+  end
+end
+
+-- The grants of a vector by their keys: what each gets, and the field that it is in; and where the vector's budgets begin.
+local function lines_of(account, vector, at, create)
+  local amounts, fields = {}, {}
+  local wallets, name, lines, key, amount
+  wallets, at = struct.unpack('<B', vector, at)
+  for _ = 1, wallets do
+    name, lines, at = struct.unpack('<Bc0B', vector, at)
+    local index = locate(account, 'w' .. name)
+    if not vals[index] and create then
+      know_wallet(account, name)
+    end
+    for _ = 1, lines do
+      key, amount, at = struct.unpack('<c4i8', vector, at)
+      amounts[key], fields[key] = (amounts[key] or 0) + amount, index
+    end
+  end
+  return amounts, fields, at
+end
+
+-- Add lines, times a sign each, to counted and to pending of their grants. Placeholders only for what raises pending.
+local function add_lines(amounts, fields, counted, pending)
+  for key, sum in pairs(amounts) do
+    local index = fields[key]
+    if vals[index] or pending > 0 then
+      vals[index] = bump_grant(vals[index], key, counted * sum, pending * sum, 0, pending > 0)
+      dirty[index] = true
+    end
+  end
+end
+
+-- The same for the budgets of a vector, which begin at a position.
+local function add_periods(account, meta, vector, at, counted, pending)
+  local count, number, starts, amount
+  count, at = struct.unpack('<B', vector, at)
+  for _ = 1, count do
+    number, starts, amount, at = struct.unpack('<I4I6i8', vector, at)
+    local index = locate(account, 'b' .. math.floor(number / 8))
+    -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
+    local create = pending > 0 or (counted > 0 and not has_later(open_bucket(index), number, starts))
+    bump_period(meta, index, number, starts, counted * amount, pending * amount, 0, create)
+  end
+end
+
+-- Add a whole vector, times a sign each, to counted and to pending.
+local function add_vector(account, meta, vector, at, counted, pending)
+  local amounts, fields, behind = lines_of(account, vector, at, pending > 0)
+  add_lines(amounts, fields, counted, pending)
+  add_periods(account, meta, vector, behind, counted, pending)
+end
+
+-- Move the watermark over the deltas kept above it, as long as there is no gap.
+local function absorb(account, meta)
+  while meta[KEPT_COUNT] > 0 and redis.call('HDEL', account, 'k' .. string.format('%.0f', meta[SEQ] + 1)) == 1 do
+    meta[SEQ], meta[KEPT_COUNT] = meta[SEQ] + 1, meta[KEPT_COUNT] - 1
+  end
+end
+
+-- The values of a tail that starts at a position, and where its counts begin.
 local function read_values(packed, at)
   local blocks = string.byte(packed, at)
   local values = {struct.unpack('<I8I8I8I8', packed, at + 1)}
@@ -24,239 +223,87 @@ local function tail_of(hold)
   return 26 + 13 * takes + 4 * windows
 end
 
--- The fields that a hold's slots live in, in the tail's order: wallets, buckets, scopes.
-local function fields_of(hold, list)
-  local at = tail_of(hold)
-  at = at + 1 + 32 * string.byte(hold, at)
-  local count, name, buckets, key, flags, bucket, first
-  count, at = struct.unpack('<B', hold, at)
-  for _ = 1, count do
-    name, at = struct.unpack('<Bc0', hold, at)
-    list[#list + 1], at = 'w' .. name, at + 2
-  end
-  count, buckets, at = struct.unpack('<BB', hold, at)
-  first = #list
-  for _ = 1, count do
-    key, bucket, at = struct.unpack('<c10xxB', hold, at)
-    list[first + bucket] = bucket_name(key)
-  end
-  count, at = struct.unpack('<B', hold, at)
-  for _ = 1, count do
-    name, flags, at = struct.unpack('<Bc0B', hold, at)
-    list[#list + 1], at = name, at + 6 * (flags % 128)
-  end
-  return list
+-- The position of the names in a tail whose counts are at a position.
+local function names_at(packed, at)
+  local wallets, budgets, _, scopes, windows = string.byte(packed, at, at + 4)
+  return at + 5 + 2 * wallets + 8 * budgets + scopes + 3 * windows
 end
 
--- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. actuals says what becomes of its
--- windows: nil leaves them, 'back' gives their amounts back, else I8 per window what was used (or -1: as reserved).
-local function move_hold(hold, base, sign, actuals)
-  local takes, windows = string.byte(hold, 24, 25)
-  local at = 26
-  for _ = 1, takes do
-    local key, amount, wallet = struct.unpack('<c4I8B', hold, at)
-    local index = base + wallet
-    vals[index] = bump_grant(vals[index], key, 0, 0, sign * amount, sign > 0)
-    dirty[index], at = true, at + 13
-  end
-  local starts = at
-  local values
-  values, at = read_values(hold, at + 4 * windows)
-  local count, buckets, key, name, amount, bucket, flags
-  count, at = struct.unpack('<B', hold, at)
-  base = base + count
-  for _ = 1, count do
+-- The fields that a hold's slots live in, in the tail's order: wallets, buckets, scopes. Answers where its note begins too.
+local function fields_of(hold)
+  local counts = tail_of(hold)
+  counts = counts + 1 + 32 * string.byte(hold, counts)
+  local wallets, budgets, count, scopes, windows = string.byte(hold, counts, counts + 4)
+  local list, at, name = {}, names_at(hold, counts), nil
+  for index = 1, wallets do
     name, at = struct.unpack('<Bc0', hold, at)
-    at = at + 2
+    list[index] = 'w' .. name
   end
-  count, buckets, at = struct.unpack('<BB', hold, at)
-  for _ = 1, count do
-    key, amount, bucket, at = struct.unpack('<c10BxB', hold, at)
-    vals[base + bucket] = bump_budget(vals[base + bucket], key, 0, 0, sign * values[amount], sign > 0)
-    dirty[base + bucket] = true
+  local places, numbers = counts + 5 + 2 * wallets, counts + 5 + 2 * wallets + 4 * budgets + scopes + 3 * windows
+  for budget = 0, budgets - 1 do
+    local place = wallets + string.byte(hold, places + 4 * budget + 3)
+    list[place] = 'b' .. math.floor(struct.unpack('<I4', hold, numbers + 4 * budget) / 8)
   end
-  count, at = struct.unpack('<B', hold, at)
-  base = base + buckets
+  for scope = 1, scopes do
+    name, at = struct.unpack('<Bc0', hold, at)
+    list[wallets + count + scope] = name
+  end
+  return list, at
+end
+
+-- Put a hold's windows and live counts on (sign 1) or take them off (sign -1). actuals: nil leaves windows as they are,
+-- 'back' gives their amounts back, else I8 per window says what was used (-1: as reserved).
+local function move_scopes(hold, starts, values, base, sign, actuals, flags, slots, scopes)
   local seen = 0
-  for index = base + 1, base + count do
-    name, flags, at = struct.unpack('<Bc0B', hold, at)
-    local packed = vals[index] or EMPTY_SCOPE
-    if flags >= 128 then
-      packed = struct.pack('<I4', struct.unpack('<I4', packed) + sign) .. string.sub(packed, 5)
+  for scope = 1, scopes do
+    local index, flag = base + scope, string.byte(hold, flags + scope - 1)
+    local packed = vals[index] or '\0\0\0\0'
+    local count = (#packed - 4) / 19
+    local state = {struct.unpack('<I4' .. string.rep('BI4I6i8', count), packed)}
+    if flag >= 128 then
+      state[1] = state[1] + sign
     end
-    for _ = 1, flags % 128 do
-      key, amount, at = struct.unpack('<c5B', hold, at)
-      if actuals then
-        local used = actuals == 'back' and 0 or struct.unpack('<i8', actuals, 8 * seen + 1)
-        local window = find_record(packed, key, 5, 19)
-        if used >= 0 and window then
-          local began, full = struct.unpack('<I6i8', packed, window + 5)
-          -- Only in the window that it was taken from: an amount belongs to its window.
-          if began % 4294967296 == struct.unpack('<I4', hold, starts + 4 * seen) then
-            full = math.max(0, full + used - values[amount])
-            packed = string.sub(packed, 1, window + 10) .. struct.pack('<i8', full) .. string.sub(packed, window + 19)
-          end
+    for _ = 1, flag % 128 do
+      local code, length, amount = string.byte(hold, slots + 3 * seen, slots + 3 * seen + 2)
+      local used = actuals and (actuals == 'back' and 0 or struct.unpack('<i8', actuals, 8 * seen + 1)) or -1
+      local began = used >= 0 and struct.unpack('<I4', hold, starts + 4 * seen)
+      for at = 2, 4 * count, 4 do
+        -- Only in the window that it was taken from: an amount belongs to its window.
+        if began and state[at] == code and state[at + 1] == values[length] and state[at + 2] % 4294967296 == began then
+          state[at + 3] = math.max(0, state[at + 3] + used - values[amount])
         end
       end
       seen = seen + 1
     end
-    vals[index], dirty[index] = packed, true
+    vals[index] = struct.pack('<I4' .. string.rep('BI4I6i8', count), unpack(state, 1, 4 * count + 1))
+    dirty[index] = true
   end
 end
 
--- Write every changed field of the account.
-local function write_fields(account)
-  local args = {}
-  for index in pairs(dirty) do
-    args[#args + 1] = names[index]
-    args[#args + 1] = vals[index]
-  end
-  if #args > 0 then
-    redis.call('HSET', account, unpack(args))
-  end
-end
-
--- Add a charge to the partition's outbox; answers the entry's id. The server's own time when the clock stepped back.
-local function append(outbox, charge)
-  local entry = redis.pcall('XADD', outbox, string.format('%.0f-*', now), 'c', charge)
-  if type(entry) == 'table' then
-    entry = redis.call('XADD', outbox, '*', 'c', charge)
-  end
-  return entry
-end
-
--- The time of the lease index that holds a lease's end, ms: its unit's end.
-local function due_of(lease_end)
-  return EPOCH_MS + UNIT_MS * math.max(0, math.ceil((lease_end - EPOCH_MS) / UNIT_MS))
-end
-
-local function index_score(meta, due)
-  return meta[GROUP] * GROUP_SPAN + (due - EPOCH_MS) / UNIT_MS
-end
-
--- What a lapse charges: each wallet's abandon over its takes in order, the excess on the last; each budget's abandon.
-local function abandoned(hold)
+-- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts: what goes to pending of the
+-- same grants in the same step, by their keys; those done are removed from it.
+local function move_hold(meta, hold, base, sign, actuals, amounts)
   local takes, windows = string.byte(hold, 24, 25)
-  local values, at = read_values(hold, 26 + 13 * takes + 4 * windows)
-  local count, name, abandon, bucket, key, _
-  local parts, wallets = '', 0
-  count, at = struct.unpack('<B', hold, at)
-  for wallet = 1, count do
-    name, abandon, at = struct.unpack('<Bc0Bx', hold, at)
-    local left, last, lines, found = values[abandon], 0, '', 0
-    for take = 1, takes do
-      last = string.byte(hold, 25 + 13 * take) == wallet and take or last
-    end
-    for take = 1, last do
-      local number, amount, owner = struct.unpack('<c4I8B', hold, 13 + 13 * take)
-      local part = take == last and left or math.min(left, amount)
-      if owner == wallet and part > 0 then
-        lines, left, found = lines .. number .. struct.pack('<i8', part), left - part, found + 1
-      end
-    end
-    if found > 0 then
-      parts, wallets = parts .. struct.pack('<Bc0B', #name, name, found) .. lines, wallets + 1
+  local at = 26
+  for _ = 1, takes do
+    local key, amount, wallet = struct.unpack('<c4I8B', hold, at)
+    local index, pending = base + wallet, amounts and amounts[key]
+    vals[index] = bump_grant(vals[index], key, 0, pending or 0, sign * amount, sign > 0 or pending)
+    dirty[index], at = true, at + 13
+    if pending then
+      amounts[key] = nil
     end
   end
-  local lines, found = '', 0
-  count, _, at = struct.unpack('<BB', hold, at)
-  for _ = 1, count do
-    key, abandon, bucket, at = struct.unpack('<c10xBB', hold, at)
-    if values[abandon] > 0 then
-      lines, found = lines .. key .. struct.pack('<i8', values[abandon]), found + 1
-    end
+  local values, counts = read_values(hold, at + 4 * windows)
+  local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)
+  local places = counts + 5 + 2 * wallets
+  local flags = places + 4 * budgets
+  local slots = flags + scopes
+  local numbers = slots + 3 * windows
+  for budget = 0, budgets - 1 do
+    local amount, _, starts, bucket = string.byte(hold, places + 4 * budget, places + 4 * budget + 3)
+    local number = struct.unpack('<I4', hold, numbers + 4 * budget)
+    bump_period(meta, base + wallets + bucket, number, values[starts], 0, 0, sign * values[amount], sign > 0)
   end
-  count, at = struct.unpack('<B', hold, at)
-  for _ = 1, count do
-    name, abandon, at = struct.unpack('<Bc0B', hold, at)
-    at = at + 6 * (abandon % 128)
-  end
-  return string.char(wallets) .. parts .. string.char(found) .. lines, string.sub(hold, at)
-end
-
-local function account_of(account)
-  return string.sub(account, string.find(account, ':', 1, true) + 3)
-end
-
--- Free a hold whose fields were not asked for at the start; the caller writes meta.
-local function free_hold(account, leases, meta, id, hold, actuals)
-  names, dirty = fields_of(hold, {}), {}
-  vals = redis.call('HMGET', account, unpack(names))
-  move_hold(hold, 0, -1, actuals)
-  meta[HOLDS] = meta[HOLDS] - 1
-  write_fields(account)
-  redis.call('HDEL', account, 'h' .. id)
-  redis.call('ZREM', leases, 'h' .. id)
-end
-
--- End one hold whose lease is over: free it; charge its abandon if the first byte was told and nothing is pending.
-local function lapse_one(account, outbox, leases, meta, id, hold)
-  free_hold(account, leases, meta, id, hold, nil)
-  if math.fmod(string.byte(hold, 3), 2) == 0 then
-    return '0' .. id
-  end
-  names, vals, dirty = {'p' .. id}, {redis.call('HGET', account, 'p' .. id)}, {}
-  if not vals[1] then
-    local vector, note = abandoned(hold)
-    local name = account_of(account)
-    local charge = struct.pack('<Bc16Bc0I2', LAPSED, id, #name, name, #vector) .. vector .. note
-    add_vector(account, meta, vector, 1, 0, 1)
-    local entry = append(outbox, charge)
-    vals[1], dirty[1] = struct.pack('<BBc0', LAPSED, #entry, entry) .. vector, true
-    write_fields(account)
-  end
-  return '1' .. id
-end
-
--- Before this time no lease of the partition lapses, ms. An outage shows as an old beat: then everybody gets time.
-local function amnesty_until(leases, beating)
-  local first = redis.call('ZRANGE', leases, 0, 1, 'WITHSCORES')
-  local amnesty, beat = first[2] - RECORD_AT, first[4] - BEAT_AT
-  if now - beat > AMNESTY_MS / 3 then
-    amnesty = now + AMNESTY_MS
-    redis.call('ZADD', leases, RECORD_AT + amnesty, first[1], BEAT_AT + now, 'b')
-  elseif beating and now - beat > AMNESTY_MS / 12 then
-    redis.call('ZADD', leases, BEAT_AT + now, 'b')
-  end
-  return amnesty
-end
-
--- Free at most limit dead leases of an account, and note when its next one is due. Answers the lapsed hold ids.
-local function lapse_due(account, outbox, leases, meta, limit)
-  local lapsed = {}
-  local amnesty = amnesty_until(leases, false)
-  local base = meta[GROUP] * GROUP_SPAN
-  if now >= amnesty then
-    local last = base + math.floor((now - EPOCH_MS) / UNIT_MS)
-    local found = redis.call('ZRANGEBYSCORE', leases, base, last, 'LIMIT', 0, limit)
-    for index = 1, #found do
-      local hold = redis.call('HGET', account, found[index])
-      if hold then
-        lapsed[#lapsed + 1] = lapse_one(account, outbox, leases, meta, string.sub(found[index], 2), hold)
-      else
-        redis.call('ZREM', leases, found[index])
-      end
-    end
-  end
-  local following = redis.call('ZRANGEBYSCORE', leases, base, base + GROUP_SPAN - 1, 'WITHSCORES', 'LIMIT', 0, 1)
-  if following[2] then
-    meta[DUE] = math.max(EPOCH_MS + (following[2] - base) * UNIT_MS, now < amnesty and amnesty or 0)
-    redis.call('ZADD', leases, ACCOUNT_AT + meta[DUE], 'a' .. account_of(account))
-  else
-    meta[DUE] = 0
-    redis.call('ZREM', leases, 'a' .. account_of(account))
-  end
-  redis.call('HSET', account, 'm', pack_meta(meta))
-  return lapsed
-end
-
--- Index a hold's lease; the account's own entry moves only when this is its earliest lease.
-local function index_lease(account, leases, meta, id, lease_end)
-  local due = due_of(lease_end)
-  if meta[DUE] == 0 or due < meta[DUE] then
-    meta[DUE] = due
-    redis.call('ZADD', leases, index_score(meta, due), 'h' .. id, ACCOUNT_AT + due, 'a' .. account_of(account))
-  else
-    redis.call('ZADD', leases, index_score(meta, due), 'h' .. id)
-  end
+  move_scopes(hold, at, values, base + wallets + count, sign, actuals, flags, slots, scopes)
 end

@@ -22,17 +22,14 @@ amnesty_until(LEASES, true)
 
 -- Take a hold's slots off the account (sign -1) or put them on (sign 1); what Redis does not know becomes a placeholder.
 local function move_slots(account, meta, hold, sign)
-  names, dirty = fields_of(hold, {}), {}
+  names, dirty, buckets = fields_of(hold), {}, {}
   vals = redis.call('HMGET', account, unpack(names))
   for index = 1, #names do
-    local kind = string.byte(names[index])
-    if not vals[index] and kind == 119 then
+    if not vals[index] and string.byte(names[index]) == 119 then -- w: a wallet
       know_wallet(account, string.sub(names[index], 2))
-    elseif kind == 98 then
-      meta[BUCKETS] = math.max(meta[BUCKETS], tonumber(string.sub(names[index], 2)) + 1)
     end
   end
-  move_hold(hold, 0, sign, nil)
+  move_hold(meta, hold, 0, sign, nil, nil)
   write_fields(account)
 end
 

@@ -35,9 +35,9 @@ end
 
 local stamp, record = incarnation(KEYS[3], KEYS[2])
 names = {unpack(ARGV, 7)}
-vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}
-meta = vals[1] and read_meta(vals[1])
-if not meta or meta[STAMP] ~= stamp then
+vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+account = vals[1] and read_meta(vals[1])
+if not account or account[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[5])
 end
 local warming = warming_until(record)
@@ -54,11 +54,11 @@ if hold then -- a repeat: nothing is taken, the same takes, and the wallets and 
   taken = string.sub(hold, 26, 25 + 13 * takes)
   return reply_to_demand(version, created, record)
 end
-if meta[REV] ~= rev then
-  return 'A' .. struct.pack('<I8', meta[REV])
+if account[REV] ~= rev then
+  return 'A' .. struct.pack('<I8', account[REV])
 end
-if meta[TURN] > 0 and now >= meta[TURN] then
-  return 'T' .. struct.pack('<I8I8', meta[TURN], now)
+if account[TURN] > 0 and now >= account[TURN] then
+  return 'T' .. struct.pack('<I8I8', account[TURN], now)
 end
 local entries = redis.call('XLEN', KEYS[2])
 if entries > OUTBOX_MAX or
@@ -66,11 +66,11 @@ if entries > OUTBOX_MAX or
   return 'O' .. struct.pack('<I8', entries)
 end
 
-if meta[DUE] > 0 and now >= meta[DUE] then
-  lapse_due(KEYS[1], KEYS[2], KEYS[3], meta, LAPSES_MAX)
+if account[DUE] > 0 and now >= account[DUE] then
+  lapse_due(KEYS[1], KEYS[2], KEYS[3], account, LAPSES_MAX)
   names = {unpack(ARGV, 7)}
-  vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}
-  meta = read_meta(vals[1])
+  vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+  account = read_meta(vals[1])
 end
 
 check_demand(tail, limits, 2)
@@ -79,9 +79,10 @@ if refusal then
 end
 -- After this point the reserve must succeed.
 local lease_end = now + lease_ms
-meta[HOLDS] = meta[HOLDS] + 1
-index_lease(KEYS[1], KEYS[3], meta, id, lease_end)
-vals[1], dirty[1] = pack_meta(meta), true
-vals[2], dirty[2] = struct.pack(HOLD, 1, 0, now, lease_ms, lease_end, takes, windows) .. taken .. starts .. tail, true
+account[HOLDS] = account[HOLDS] + 1
+index_lease(KEYS[1], KEYS[3], account, id, lease_end)
+vals[1], dirty[1] = pack_meta(account), true
+vals[2] = struct.pack(HOLD, 1, 0, now, lease_ms, lease_end, takes, #remaining / 2) .. taken .. packed_starts() .. tail
+dirty[2] = true
 write_fields(KEYS[1])
 return reply_to_demand(1, now, record)

@@ -20,25 +20,29 @@ local id, charge, at = ARGV[2], ARGV[3], tonumber(ARGV[4])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
 names = {unpack(ARGV, 6)}
-vals, dirty = redis.call('HMGET', KEYS[1], unpack(ARGV, 6)), {}
+vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 6)), {}, {}
 local meta = vals[1] and read_meta(vals[1]) or new_meta(KEYS[3])
 local hold, mark = vals[2], vals[3]
-local actuals = ARGV[5] ~= '' and ARGV[5] or nil
 local settled = mark and string.byte(mark) == SETTLED
+local replaced = mark and not settled and string.sub(mark, 3, 2 + string.byte(mark, 2))
+if replaced then
+  add_vector(KEYS[1], meta, mark, 3 + #replaced, 0, -1)
+end
+local amounts, fields, behind = {}, {}, nil
+if not settled then
+  amounts, fields, behind = lines_of(KEYS[1], charge, at, true)
+end
 if hold then
-  move_hold(hold, 3, -1, actuals)
+  move_hold(meta, hold, 3, -1, ARGV[5] ~= '' and ARGV[5] or nil, amounts)
   meta[HOLDS] = meta[HOLDS] - 1
 end
 if not settled then
-  local replaced = mark and string.byte(mark, 2)
-  if mark then
-    add_vector(KEYS[1], meta, mark, 3 + replaced, 0, -1)
-  end
-  add_vector(KEYS[1], meta, charge, at, 0, 1)
+  add_lines(amounts, fields, 0, 1)
+  add_periods(KEYS[1], meta, charge, behind, 0, 1)
   -- From here on only writes; the outbox first.
   local entry = append(KEYS[2], charge)
-  if mark then
-    redis.call('XDEL', KEYS[2], string.sub(mark, 3, 2 + replaced))
+  if replaced then
+    redis.call('XDEL', KEYS[2], replaced)
   end
   local length = struct.unpack('<I2', charge, at - 2)
   vals[3] = struct.pack('<BBc0', SETTLED, #entry, entry) .. string.sub(charge, at, at + length - 1)
