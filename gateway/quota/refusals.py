@@ -6,10 +6,10 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.domain import messages, plans
-from gateway.domain.accounts import Subscription, SubscriptionStatus
+from gateway.domain import messages, plans, turns
+from gateway.domain.accounts import Subscription
 from gateway.domain.periods import rfc3339
-from gateway.domain.plans import Catalog, Plan
+from gateway.domain.plans import Catalog, Feature, Plan
 from gateway.domain.units import Meter
 from gateway.errors import (
     BudgetExceeded,
