@@ -8,6 +8,7 @@ Rules
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -123,3 +124,15 @@ def free_port() -> int:
 def listening(port: int) -> bool:
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def answers(port: int, path: str) -> bool:
+    """Whether a GET is answered with 200."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 import redis
 
 from bench import tollgate
-from bench.processes import GATEWAY_CORE, OTHER_CORE, Program, free_port, listening
+from bench.processes import GATEWAY_CORE, OTHER_CORE, Program, answers, free_port, listening
 
 HERE = Path(__file__).parent
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
@@ -96,7 +96,7 @@ def tollgate_shipped(run: Path, upstream_port: int) -> Iterator[Target]:
     where = tollgate.Where(Path(sys.executable).with_name("tollgate"), folder / "config.yaml", folder / "data", admin)
     program = Program(where.command("serve"), core=GATEWAY_CORE, log=folder / "log")
     try:
-        program.wait_for(lambda: listening(port), within_s=60)
+        program.wait_for(lambda: answers(port, "/readyz"), within_s=60)
         program.move_stores(OTHER_CORE)
         keys = run / "keys-tollgate"
         keys.write_text("".join(f"{key}\n" for key in tollgate.create_callers(where, ACCOUNTS)))
