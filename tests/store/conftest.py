@@ -29,7 +29,7 @@ def databases(shared_postgres: Postgres) -> stores.Databases:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """A migrated, empty database."""
+    """A migrated, empty database; a test that changes its schema is marked ``own_database``."""
     if request.param == "sqlite":
         stores.copy_sqlite(tmp_path)
         yield Place("embedded", tmp_path, "sqlite")
@@ -37,7 +37,14 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     databases: stores.Databases = request.getfixturevalue("databases")
     url = databases.create()
     yield Place(url, tmp_path, "postgresql")
-    databases.drop(url)
+    if request.node.get_closest_marker("own_database"):
+        databases.drop(url)
+    else:
+        databases.empty(url)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "own_database: the test changes its database's schema")
 
 
 @pytest.fixture

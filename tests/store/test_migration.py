@@ -66,6 +66,7 @@ async def test_two_replicas_that_migrate_at_once_both_succeed(empty: Place) -> N
         await database.close()
 
 
+@pytest.mark.own_database
 async def test_a_newer_schema_is_refused_and_left_alone(store: Store) -> None:
     await _execute(store.database, "UPDATE alembic_version SET version_num = '9999'")
     for act in (migration.migrate, migration.check):
@@ -132,6 +133,7 @@ async def test_nobody_edits_what_is_append_only(store: Store, place: Place, tabl
         assert (await connection.execute(text(count))).one() == before
 
 
+@pytest.mark.own_database
 async def test_triggers_are_back_after_every_migration(store: Store, place: Place) -> None:
     """A table rebuilt by a revision has lost them: the next ``migrate`` puts them back."""
     await _fill(store)
