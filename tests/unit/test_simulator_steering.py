@@ -21,7 +21,8 @@ CASES: list[tuple[str | None, bytes, Steering]] = [
     (None, b"[[simulate output=1 input=4]] ... [[simulate output=2]]", Steering(output=2)),
     # 4. Flags, words, resets.
     ("tool,thinking=1,redirect=0", b"", Steering(tool=True, thinking=True)),
-    ("usage=missing,stop=max_tokens,status=529,retry_after=3", b"", Steering(usage="missing", stop="max_tokens", status=529, retry_after=3)),
+    ("usage=missing,stop=max_tokens", b"", Steering(usage="missing", stop="max_tokens")),
+    ("status=529,retry_after=3", b"", Steering(status=529, retry_after=3)),
     ("reset=before", b"", Steering(reset=Reset("before"))),
     ("reset=within:12", b"", Steering(reset=Reset("within", 12))),
     ("stall=0,truncate=2,error_event=3", b"", Steering(stall=0, truncate=2, error_event=3)),
