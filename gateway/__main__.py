@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-
-from gateway.cli.frame import execute
-from gateway.cli.root import app
 
 
 def main() -> None:
     """Run what stands in ``sys.argv``."""
-    sys.exit(execute(app, sys.argv[1:]))
+    try:
+        from gateway.cli.frame import execute
+        from gateway.cli.root import app
+
+        code = execute(app, sys.argv[1:])
+    except KeyboardInterrupt:  # while importing
+        code = 128 + signal.SIGINT
+    sys.exit(code)
 
 
 if __name__ == "__main__":

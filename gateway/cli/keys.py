@@ -16,6 +16,7 @@ from gateway.errors import RequestError
 if TYPE_CHECKING:
     from gateway.billing.keys import FreshKey
     from gateway.billing.office import Office
+    from gateway.store.keys import Key
 
 KEYS_SHOWN: Final = "id prefix name status team user created_at expires_at"
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as lists show it.")]
@@ -71,10 +72,11 @@ async def show(office: Office, key: KeyId) -> Output:
 async def rotate(
     office: Office,
     key: KeyId,
-    overlap: Annotated[str, typer.Option("--overlap", help="How long the old key still works.")] = "0",
+    overlap: Annotated[str, typer.Option("--overlap", help="How long the old key still works; 0: not at all.")] = "24h",
 ) -> Output:
-    """Make a new key in place of this one. It is shown this once."""
-    return _fresh(await office.keys.rotate(key, overlap_ms=duration_ms(overlap, param="--overlap")), office)
+    """Make a new key in place of this one, which still works for a while. It is shown this once."""
+    fresh = await office.keys.rotate(key, overlap_ms=duration_ms(overlap, param="--overlap"))
+    return _fresh(fresh, office, replaces=await office.keys.get(key))
 
 
 @command(groups.keys, "revoke", Reach.DELIVERY)
@@ -88,13 +90,18 @@ async def revoke(office: Office, key: KeyId, yes: Yes = False) -> Output:
     return record(key_view(await office.keys.revoke(key), office.desk.now_ms()))
 
 
-def _fresh(fresh: FreshKey, office: Office) -> Output:
-    """The key first, and in human output with a word that it won't come again."""
+def _fresh(fresh: FreshKey, office: Office, replaces: Key | None = None) -> Output:
+    """The key, with a word that it won't come again."""
     from gateway.billing.views import key_view
 
     seen = key_view(fresh.key, office.desk.now_ms())
     whole = {"id": seen.pop("id"), "key": fresh.text, **seen}
-    return record(whole, "id key name account expires_at", notes=("Keep the key: it is not shown again.",))
+    shown = "id key name account expires_at"
+    if replaces is not None:
+        old = key_view(replaces, office.desk.now_ms())
+        whole |= {"replaces": replaces.id, "old_key_expires_at": old["expires_at"]}
+        shown += " replaces old_key_expires_at"
+    return record(whole, shown, notes=("Keep the key: it is not shown again.",))
 
 
 def _account_or_service(account: str | None, service: bool) -> None:

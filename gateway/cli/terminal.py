@@ -20,6 +20,7 @@ from gateway.errors import RequestError
 
 Object = Mapping[str, object]
 _NUMBER: Final = re.compile(r"[+-]?[0-9][0-9,]*(\.[0-9]+)?%?", re.ASCII)
+_KEY: Final = re.compile(r"tg_[0-9A-Za-z]{12,}", re.ASCII)
 _GAP: Final = "  "
 
 
@@ -95,9 +96,9 @@ def emit(output: Output, *, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """A word on stderr; nobody listening is no error."""
+    """A word on stderr, without any key that was typed where none belongs; nobody listening is no error."""
     try:
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(_KEY.sub("tg_...", text) + "\n")
         sys.stderr.flush()
     except BrokenPipeError:
         silence(sys.stderr.fileno())

@@ -94,7 +94,7 @@ class WholeScanner:
     def output_tokens_seen(self) -> int:
         """Tokens of the output that could be seen so far, by our own count."""
         pieces = self._text.findall(self._body)
-        seen = self._family.scale(sum(count_text(unescaped([piece]), self._family.encoding) for piece in pieces))
+        seen = self._family.scale(sum(count_text(unescaped(piece), self._family.encoding) for piece in pieces))
         return seen + (self._bytes - len(self._body)) // _OPAQUE_BYTES_PER_TOKEN
 
     def outcome(self) -> Outcome:

@@ -81,7 +81,7 @@ class ResponsesScanner(StreamScanner):
             self.opening = _small(response)
 
     def _on_giant(self, head: bytes, usage: dict[str, Any] | None) -> None:
-        self.served = True
+        self.served = self.served or b'"response.' in head
         if any(end in head for end in self.ENDS):
             self.done = True
             self.failed = self.failed or b"response.failed" in head

@@ -35,7 +35,7 @@ from gateway.providers.families import Family
 from gateway.providers.tokens import count_text
 
 TAIL_BYTES_MAX = 8_192
-TEXT_CHARACTERS_MAX = 4_096
+TEXT_BYTES_MAX = 16_384
 HELD_BYTES_MAX = 16_384
 EVENT_BYTES_MAX = 262_144  # a larger event is not parsed as a whole: its end is searched through a window
 WINDOW_BYTES = 32_768
@@ -70,13 +70,12 @@ def event_data(event: bytes) -> tuple[bytes, bytes]:
     return name, b"\n".join(data)
 
 
-def unescaped(pieces: list[bytes]) -> str:
-    """The text of JSON string contents, joined: one parse for all of them."""
-    joined = b"".join(pieces)
+def unescaped(inside: bytes | bytearray) -> str:
+    """The text of the inside of a JSON string, or of several one after the other."""
     try:
-        text = orjson.loads(b'"%b"' % joined)
+        text = orjson.loads(b'"%b"' % inside)
     except orjson.JSONDecodeError:  # half an escape at a cut
-        return joined.decode("utf-8", "replace")
+        return inside.decode("utf-8", "replace")
     assert isinstance(text, str)
     return text
 
@@ -120,7 +119,7 @@ class StreamScanner:
         self._family = family
         self._apart = choices > 1  # texts of several choices come interleaved: their pieces are counted one by one
         self._tail = bytearray()
-        self._text = ""
+        self._text = bytearray()  # visible output as it came, JSON escapes and all
         self._tokens = 0  # of text that was counted and dropped, in the family's encoding
         self._opaque_bytes = 0
         self._mid = False  # fed up to the middle of an event, or right behind a CR
@@ -271,24 +270,27 @@ class StreamScanner:
             self._on_words(data)
 
     def _see(self, pieces: list[bytes]) -> None:
-        """Collect visible output; count it when there is much, up to the last space, where tokens end."""
+        """Collect visible output; count it when there is much, up to the last space, where a token ends."""
         if self._apart:
-            self._tokens += sum(count_text(unescaped([piece]), self._family.encoding) for piece in pieces if piece)
+            self._tokens += sum(count_text(unescaped(piece), self._family.encoding) for piece in pieces if piece)
             return
-        text = self._text + unescaped(pieces)
-        if len(text) > TEXT_CHARACTERS_MAX:
-            cut = text.rfind(" ")
+        text = self._text
+        for piece in pieces:
+            text += piece
+        if len(text) > TEXT_BYTES_MAX:
+            cut = text.rfind(b" ")
             cut = cut if cut > 0 else len(text)
-            self._tokens += count_text(text[:cut], self._family.encoding)
-            text = text[cut:]
-        self._text = text
+            self._tokens += count_text(unescaped(text[:cut]), self._family.encoding)
+            del text[:cut]
 
     # --- out -----------------------------------------------------------------------------------------------------
 
     def output_tokens_seen(self) -> int:
         """Tokens of the output that could be seen so far, by our own count."""
         self._digest()
-        counted = self._tokens + (count_text(self._text, self._family.encoding) if self._text else 0)
+        counted = self._tokens
+        if self._text:
+            counted += count_text(unescaped(self._text), self._family.encoding)
         return self._family.scale(counted) + self._opaque_bytes // _OPAQUE_BYTES_PER_TOKEN
 
     def _counted_basis(self, output_tokens: int) -> Basis:

@@ -15,13 +15,16 @@ from gateway.store.grants import end_grants, grant_of, open_grants, post, withdr
 from gateway.store.schema import grants, subscriptions
 
 
-async def move(connection: AsyncConnection, row: Row[Any], subscription: Subscription) -> None:
-    """Write where the current subscription is now. What was granted ahead stays known until its period is reached."""
+async def move(
+    connection: AsyncConnection, row: Row[Any], subscription: Subscription, *, keeps_ahead: bool = False
+) -> None:
+    """Write where the current subscription is now. ``keeps_ahead``: what was granted ahead stays granted."""
+    until_ms = subscription.period_ends_at_ms
     await connection.execute(
         update(subscriptions)
         .where(subscriptions.c.id == row.subscription_id)
         .values(
-            granted_until_ms=max(row.granted_until_ms, subscription.period_ends_at_ms),
+            granted_until_ms=max(row.granted_until_ms, until_ms) if keeps_ahead else until_ms,
             **subscription_values(subscription),
         )
     )
@@ -44,7 +47,8 @@ async def close_plan(connection: AsyncConnection, account_id: str, subscription_
 
 
 async def take_back_ahead(connection: AsyncConnection, account_id: str, row: Row[Any], now_ms: int) -> None:
-    """Take back the next period's grants while they have not started; they may be granted again."""
+    """Take back the next period's grants while they have not started; they may be granted again. Whoever calls this moves
+    the subscription, too."""
     if row.granted_until_ms <= row.period_ends_at_ms:
         return
     found = await connection.execute(
@@ -63,11 +67,6 @@ async def take_back_ahead(connection: AsyncConnection, account_id: str, row: Row
         update(grants)
         .where(grants.c.account_id == account_id, grants.c.number.in_([grant.number for grant in ahead]))
         .values(key=None)
-    )
-    await connection.execute(
-        update(subscriptions)
-        .where(subscriptions.c.id == row.subscription_id)
-        .values(granted_until_ms=row.period_ends_at_ms)
     )
 
 

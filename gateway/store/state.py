@@ -46,6 +46,7 @@ class State:
                 .where(
                     grants.c.account_id == account_id,
                     or_(grants.c.expires_at_ms == 0, grants.c.expires_at_ms > since_ms),
+                    or_(grants.c.expires_at_ms == 0, grants.c.expires_at_ms > grants.c.starts_at_ms),
                 )
                 .order_by(grants.c.number)
             )

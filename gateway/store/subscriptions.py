@@ -106,9 +106,10 @@ class Subscriptions:
                     outcome = "past_due"
                 case Ended(moved):
                     outcome = "ended"
-            if outcome in ("fallback", "ended"):
+            goes_on = outcome in ("next_period", "past_due")
+            if not goes_on:
                 await take_back_ahead(connection, account_id, row, now_ms)
-            await move(connection, row, moved)
+            await move(connection, row, moved, keeps_ahead=goes_on)
             await insert_grants(connection, account, new, now_ms=now_ms, reason=outcome)
             old_plan = catalog.plans.get(row.plan)
             carry = old_plan is not None and old_plan.debt == "carry"

@@ -25,14 +25,18 @@
 local AMOUNT_MAX = 9007199254740991
 
 local META, KEPT = '<c16I6I6I6I6I6I4I4I4', '<I4I6I6'
+
 local STAMP, REV, SEQ, TURN, PERIOD, DUE, GROUP, HOLDS, BUCKETS, KEPT_COUNT, KEPT_LOW, KEPT_TOP =
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+
 local NO_STAMP = '................'
 
-local EMPTY_WALLET = string.rep('\0', 52)
+local EMPTY_WALLET = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+
 local SUMS, FOREVER = '<I6I6i8i8i8I6I2', 281474976710655
 
 local HOLD = '<I2BI8I4I8BB'
+
 local LAPSED, SETTLED = 1, 2
 
 -- The lease index is one sorted set. Its scores, lowest first: the record, the beat, the count of account numbers,

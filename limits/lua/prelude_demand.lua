@@ -6,7 +6,9 @@
 -- its limit; then a byte each: the narrowness (0 account, 1 team, 2 user, 3 key) of each budget and of each scope.
 
 local LASTING, HELD, RATE, CONCURRENCY, TOO_LARGE = 1, 2, 3, 4, 5
+
 local MINUTE_MS = 60000
+
 local refusal, refusal_rank -- the deciding slot's report, once one refuses
 local extending -- the stored hold, when an open hold grows: slots that ask for nothing are not checked
 local account -- meta of the account
