@@ -18,7 +18,8 @@ from gateway.simulator.problems import Problem, invalid
 VERSIONS = ("2023-06-01", "2026-10-21")
 _REMOVED_IN_2026 = ("temperature", "top_p", "top_k")
 _THINKING_BUDGET_LEAST = 1024
-_IMAGE_TOKENS = 60  # what the smallest images cost: any published bound is above it
+_IMAGE_TOKENS_MAX = 60  # below what any published formula gives for an ordinary image ...
+_IMAGE_CHARACTERS_PER_TOKEN = 40  # ... and for a tiny one, by the size of its base64
 _DOCUMENT_TOKENS = 120
 _START_OUTPUT_TOKENS = 1  # message_start has seen next to nothing of the output
 
@@ -95,6 +96,13 @@ def _thinks(fields: Mapping[str, Any], bound: int | None) -> bool:
     return thinking.get("type") == "adaptive"
 
 
+def _image_tokens(source: Any) -> int:
+    data = source.get("data") if isinstance(source, dict) else None
+    if not isinstance(data, str):
+        return _IMAGE_TOKENS_MAX
+    return min(_IMAGE_TOKENS_MAX, len(data) // _IMAGE_CHARACTERS_PER_TOKEN)
+
+
 class _Reader:
     """Collects what the model reads."""
 
@@ -114,7 +122,7 @@ class _Reader:
     def _block(self, block: dict[str, Any]) -> None:
         kind = block.get("type")
         if kind == "image":
-            self.media_tokens += _IMAGE_TOKENS
+            self.media_tokens += _image_tokens(block.get("source"))
         elif kind == "document":
             self._document(block.get("source"))
         elif kind == "tool_use":
