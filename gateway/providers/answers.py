@@ -26,6 +26,7 @@ _OPAQUE_BYTES_PER_TOKEN = 4
 _TOKENS_MAX = 2**53 - 1
 
 UsageOf = Callable[[dict[str, Any]], Usage | None]
+TextsOf = Callable[[dict[str, Any]], list[str] | None]
 
 
 def tokens_in(usage: dict[str, Any], name: str) -> int | None:
@@ -52,11 +53,15 @@ class WholeScanner:
         "_input_tokens",
         "_is_large",
         "_text",
+        "_texts_of",
         "_usage_of",
     )
 
-    def __init__(self, usage_of: UsageOf, text: re.Pattern[bytes], input_tokens: int, family: Family) -> None:
+    def __init__(
+        self, usage_of: UsageOf, text: re.Pattern[bytes], input_tokens: int, family: Family, *, texts_of: TextsOf
+    ) -> None:
         self._usage_of = usage_of
+        self._texts_of = texts_of
         self._text = text
         self._input_tokens = input_tokens
         self._family = family
@@ -93,8 +98,11 @@ class WholeScanner:
 
     def output_tokens_seen(self) -> int:
         """Tokens of the output that could be seen so far, by our own count."""
-        pieces = self._text.findall(self._body)
-        seen = self._family.scale(sum(count_text(unescaped(piece), self._family.encoding) for piece in pieces))
+        content = None if self._is_large else self._content()
+        texts = self._texts_of(content) if content is not None else None
+        if texts is None:
+            texts = [unescaped(piece) for piece in self._text.findall(self._body)]
+        seen = self._family.scale(sum(count_text(text, self._family.encoding) for text in texts))
         return seen + (self._bytes - len(self._body)) // _OPAQUE_BYTES_PER_TOKEN
 
     def outcome(self) -> Outcome:

@@ -198,6 +198,15 @@ class AnthropicMessages(Dialect):
             changes["max_tokens"] = output_tokens_max
         return spliced(call, changes)
 
+    def texts_of(self, answer: dict[str, Any]) -> list[str] | None:
+        """Text and thinking, and the input of tool calls, which is no string here."""
+        content = answer.get("content")
+        if not isinstance(content, list):
+            return None
+        blocks = [block for block in content if isinstance(block, dict)]
+        texts = [block[name] for block in blocks for name in ("text", "thinking") if isinstance(block.get(name), str)]
+        return texts + [bodies.as_text(block["input"]) for block in blocks if block.get("input") is not None]
+
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
         return MessagesScanner(call.model, input_tokens, family)
 

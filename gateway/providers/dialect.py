@@ -33,7 +33,7 @@ class Dialect:
             return RefusedScanner()
         if "event-stream" in content_type or (not content_type and call.stream):
             return self._stream_scanner(call, input_tokens, family)
-        return WholeScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family)
+        return WholeScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family, texts_of=self.texts_of)
 
     def usage_from_json(self, body: bytes) -> Usage | None:
         """The usage of a whole JSON answer; None when it reports none."""
@@ -50,6 +50,10 @@ class Dialect:
     def usage_of(self, reported: dict[str, Any]) -> Usage | None:
         """Our kinds of tokens from a usage object of this dialect; None unless input and output are both there."""
         raise AssertionError("an adapter's own")
+
+    def texts_of(self, answer: dict[str, Any]) -> list[str] | None:
+        """The visible output of a whole answer; None where ``ANSWER_TEXT`` finds all of it."""
+        return None
 
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
         raise AssertionError("an adapter's own")

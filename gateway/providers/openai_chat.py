@@ -28,9 +28,7 @@ from gateway.providers.families import Family
 from gateway.providers.openai_input import read_chat
 from gateway.providers.sse import StreamScanner, event_data, events
 
-_TEXT = re.compile(
-    rb'"(?:content|arguments|reasoning_content|reasoning|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)'
-)
+_TEXT = re.compile(rb'"(?:content|arguments|reasoning_content|reasoning|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 _CHOSEN = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _USAGE_KEY = b'_tokens"'  # prompt_, completion_, total_: in a usage object always, elsewhere only escaped
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")

@@ -73,7 +73,7 @@ def event_data(event: bytes) -> tuple[bytes, bytes]:
 def unescaped(inside: bytes | bytearray) -> str:
     """The text of the inside of a JSON string, or of several one after the other."""
     try:
-        text = orjson.loads(b'"%b"' % inside)
+        text = orjson.loads(b'"' + inside + b'"')
     except orjson.JSONDecodeError:  # half an escape at a cut
         return inside.decode("utf-8", "replace")
     assert isinstance(text, str)

@@ -112,9 +112,7 @@ def count_text(text: str, name: str) -> int:
     encode = encoding(name).encode_ordinary
     if len(text) <= _SLICE_CHARACTERS:
         return len(encode(text))
-    return sum(
-        len(encode(text[start : start + _SLICE_CHARACTERS])) for start in range(0, len(text), _SLICE_CHARACTERS)
-    )
+    return sum(len(encode(text[start : start + _SLICE_CHARACTERS])) for start in range(0, len(text), _SLICE_CHARACTERS))
 
 
 class Counter:

@@ -26,7 +26,7 @@ _BILLING = re.compile(
 _CONTENT = re.compile(rb"moderation|content_policy|content_filter|flagged|safety|cyber_policy", re.IGNORECASE)
 
 _MASKS: tuple[tuple[re.Pattern[bytes], bytes], ...] = (
-    (re.compile(rb"\bsk-[A-Za-z0-9_*.\-]{6,}"), b"sk-***"),
+    (re.compile(rb"\bsk-(?:[A-Za-z0-9_*\-]|\.(?=[A-Za-z0-9_*.\-])){6,}"), b"sk-***"),
     (re.compile(rb"\bsess-[A-Za-z0-9]{8,}"), b"sess-***"),
     (re.compile(rb"\borg-[A-Za-z0-9]{6,}"), b"org-***"),
     (re.compile(rb"\bproj_[A-Za-z0-9]{6,}"), b"proj_***"),

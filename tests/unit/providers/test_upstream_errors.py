@@ -1,0 +1,107 @@
+"""Upstreams' own errors: whose fault, who may retry, and nothing that names our account."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.errors import BadRequest
+from gateway.providers import spelling
+from gateway.providers.upstream_errors import Fault, fault, mask
+from tests.unit.providers.goldens import ADAPTERS
+
+OURS = Fault(is_ours=True, is_retryable=True, needs_alert=True)
+THEIRS = Fault(is_ours=False, is_retryable=False, needs_alert=False)
+PASSING = Fault(is_ours=False, is_retryable=True, needs_alert=False)
+BROKE = Fault(is_ours=False, is_retryable=True, needs_alert=True)
+
+FAULTS = [
+    (401, b'{"error":{"message":"Incorrect API key provided"}}', OURS),
+    (402, b'{"type":"error","error":{"type":"billing_error"}}', OURS),
+    (403, b'{"type":"error","error":{"type":"permission_error"}}', OURS),
+    (403, b'{"error":{"message":"requires moderation","metadata":{"reasons":["violence"]}}}', THEIRS),
+    (400, b'{"error":{"type":"invalid_request_error"}}', THEIRS),
+    (400, b'{"error":{"message":"Your credit balance is too low to access the Anthropic API."}}', BROKE),
+    (404, b"", THEIRS),
+    (413, b"", THEIRS),
+    (422, b"", THEIRS),
+    (408, b"", PASSING),
+    (429, b'{"error":{"code":"rate_limit_exceeded"}}', PASSING),
+    (429, b'{"error":{"code":"insufficient_quota"}}', BROKE),
+    (500, b"", PASSING),
+    (502, b"", PASSING),
+    (503, b"", PASSING),
+    (504, b"", PASSING),
+    (529, b"", PASSING),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "wanted"), FAULTS)
+def test_an_error_is_classified_by_status_and_body(status: int, body: bytes, wanted: Fault) -> None:
+    assert fault(status, body) == wanted
+
+
+MASKED = [
+    (
+        b"Incorrect API key provided: sk-proj-abc123DEF456_x-y. You can find your key",
+        b"Incorrect API key provided: sk-***. You can find your key",
+    ),
+    (b"Incorrect API key provided: sk-ant-***********wxyz.", b"Incorrect API key provided: sk-***."),
+    (
+        b"Rate limit reached for gpt-5 in organization org-AbCdEf123456 on tokens per min",
+        b"Rate limit reached for gpt-5 in organization org-*** on tokens per min",
+    ),
+    (b"Project `proj_AbC123xyz` does not have access to model", b"Project `proj_***` does not have access to model"),
+    (b"workspace wrkspc_011CZkZaBF1tNoB5wlCeusgy", b"workspace wrkspc_***"),
+    (
+        b"your organization's rate limit (org: 0f9bdd2b-8d22-4a7c-9d2b-1f3e5a7c9b11, model: claude)",
+        b"your organization's rate limit (org: ***, model: claude)",
+    ),
+    (b"key tg-own-secret-1 is wrong", b"key *** is wrong"),
+    (b"a task-oriented risk-based disk-usage message", b"a task-oriented risk-based disk-usage message"),
+    (b'{"error":{"message":"plain"}}', b'{"error":{"message":"plain"}}'),
+]
+
+
+@pytest.mark.parametrize(("body", "wanted"), MASKED)
+def test_what_names_our_account_is_masked(body: bytes, wanted: bytes) -> None:
+    assert mask(body, ["tg-own-secret-1", ""]) == wanted
+
+
+@pytest.mark.parametrize("dialect", list(ADAPTERS))
+def test_every_adapter_masks(dialect: str) -> None:
+    assert ADAPTERS[dialect].mask(b"org-1234567890") == b"org-***"
+
+
+# --- limits ------------------------------------------------------------------------------------------------------
+
+DURATIONS = [(-5, "0ms"), (0, "0ms"), (120, "120ms"), (1000, "1s"), (1001, "2s"), (59_000, "59s"), (360_000, "6m0s")]
+
+
+@pytest.mark.parametrize(("milliseconds", "wanted"), [*DURATIONS, (3_605_000, "1h0m5s")])
+def test_durations_are_written_as_openai_writes_them(milliseconds: int, wanted: str) -> None:
+    assert spelling.duration(milliseconds) == wanted
+
+
+def test_each_dialect_has_its_own_rate_limit_headers() -> None:
+    now_ms = 1_700_000_000_000
+    for dialect in ("openai_chat", "openai_responses"):
+        headers = ADAPTERS[dialect].rate_limit_headers(
+            kind="requests", limit=60, remaining=-2, resets_at_ms=now_ms + 61_000, now_ms=now_ms
+        )
+        assert headers == {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": "0",
+            "x-ratelimit-reset-requests": "1m1s",
+        }
+    headers = ADAPTERS["anthropic"].rate_limit_headers(
+        kind="tokens", limit=60, remaining=5, resets_at_ms=now_ms + 1, now_ms=now_ms
+    )
+    assert headers == {
+        "anthropic-ratelimit-tokens-limit": "60",
+        "anthropic-ratelimit-tokens-remaining": "5",
+        "anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:21Z",
+    }
+
+
+def test_an_error_without_detail_has_no_tollgate_member() -> None:
+    assert spelling.tollgate_member(BadRequest("empty_body", "Empty.")) is None
