@@ -47,8 +47,10 @@ async def close_plan(connection: AsyncConnection, account_id: str, subscription_
 
 
 async def take_back_ahead(connection: AsyncConnection, account_id: str, row: Row[Any], now_ms: int) -> None:
-    """Take back the next period's grants while they have not started; they may be granted again. Whoever calls this moves
-    the subscription, too."""
+    """Take back the next period's grants while they have not started; they may be granted again.
+
+    Whoever calls this moves the subscription, too.
+    """
     if row.granted_until_ms <= row.period_ends_at_ms:
         return
     found = await connection.execute(
