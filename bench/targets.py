@@ -17,7 +17,7 @@ from bench.processes import GATEWAY_CORE, OTHER_CORE, Program, answers, free_por
 
 HERE = Path(__file__).parent
 NGINX_MODULES = Path("/usr/lib/nginx/modules")
-ACCOUNTS = 4
+ACCOUNTS = 2
 
 
 @dataclass(frozen=True, slots=True)
