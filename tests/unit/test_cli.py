@@ -119,7 +119,9 @@ def test_a_change_counts_in_a_running_redis_at_once(cli: Cli) -> None:
 def test_teams_and_users_are_made_listed_and_found_by_the_apps_names(cli: Cli) -> None:
     account = cli.account("Acme", "--external-id", "org-1")
     team = cli.ok("teams", "create", "org-1", "Core", "--external-id", "core")
-    user = cli.ok("users", "create", "org-1", "Bob", "--external-id", "bob", "--team", "core", "--email", "bob@acme.org")
+    user = cli.ok(
+        "users", "create", "org-1", "Bob", "--external-id", "bob", "--team", "core", "--email", "bob@acme.org"
+    )
     assert team["account"] == user["account"] == account and user["team"] == team["id"]
     assert cli.ok("teams", "list", account) == [team] and cli.ok("teams", "show", account, "core") == team
     assert cli.ok("users", "list", account) == [user] and cli.ok("users", "show", account, user["id"]) == user
