@@ -96,6 +96,8 @@ class Writer:
         since_ms = min(row.ended_at_ms for row in rows) - 1
         found = (await connection.execute(self._grants, {"ids": ids, "since_ms": since_ms})).all()
         batch = Batch({row.id: Account(row.id, row.seq) for row in seqs})
+        for row in known:
+            batch.known.setdefault(row.hold_id, []).append(Known.of(row))
         for grant in found:
             batch.accounts[grant.account_id].grants[grant.number] = Grant(*grant[2:])
         if not batch.has_grants(rows):  # a late charge of a grant that has ended
@@ -104,8 +106,6 @@ class Writer:
         if any(row.budgets for row in rows):
             for budget in (await connection.execute(self._budgets, {"ids": ids})).all():
                 batch.accounts[budget.account_id].budgets.add(budget.number)
-        for row in known:
-            batch.known.setdefault(row.hold_id, []).append(Known.of(row))
         return batch
 
     async def _write(self, connection: AsyncConnection, batch: Batch, now_ms: int) -> None:
