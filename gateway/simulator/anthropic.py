@@ -302,8 +302,11 @@ _MODELS = (
 )
 
 
-def models_body() -> bytes:
-    """``GET /v1/models``. Source: https://docs.anthropic.com/en/api/models-list"""
+def models_body(only: str | None) -> bytes | None:
+    """``GET /v1/models``, or one of them; None where there is no such model.
+
+    Source: https://docs.anthropic.com/en/api/models-list
+    """
     data = [
         {
             "type": "model",
@@ -315,5 +318,8 @@ def models_body() -> bytes:
             "max_tokens": 64_000,
         }
         for model, name in _MODELS
+        if only in (None, model)
     ]
+    if only is not None:
+        return orjson.dumps(data[0]) if data else None
     return orjson.dumps({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})

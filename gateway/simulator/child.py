@@ -29,6 +29,7 @@ from gateway.simulator.server import serve
 
 _START_S_MAX = 30.0
 _STOP_S_MAX = 5.0
+_JOURNAL_ENTRIES_MAX = 50_000  # about 1 KB each
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -57,9 +58,12 @@ class Simulator:
         self.process.stdout.close()
 
 
-def spawn(*, host: str = "127.0.0.1", port: int = 0) -> Simulator:
-    """Start the child and wait until it listens. Raises ServiceAway when it does not within 30 s."""
-    command = [sys.executable, "-m", "gateway.simulator.child", host, str(port)]
+def spawn(*, host: str = "127.0.0.1", port: int = 0, journal_entries_max: int = _JOURNAL_ENTRIES_MAX) -> Simulator:
+    """Start the child and wait until it listens; port 0 is any free one.
+
+    Raises ServiceAway when it does not listen within 30 s.
+    """
+    command = [sys.executable, "-m", "gateway.simulator.child", host, str(port), str(journal_entries_max)]
     # The kernel would signal the child at the end of the *thread* that made it, so only the main thread asks for that.
     if threading.current_thread() is threading.main_thread():
         command.append("--with-parent")
@@ -88,8 +92,8 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-async def _serve_while_parent_lives(host: str, port: int) -> None:
-    serving = await serve(host, port)
+async def _serve_while_parent_lives(host: str, port: int, *, entries_max: int) -> None:
+    serving = await serve(host, port, entries_max=entries_max)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -111,11 +115,12 @@ async def _serve_while_parent_lives(host: str, port: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The child: ``HOST PORT [--with-parent]``."""
+    """The child: ``HOST PORT JOURNAL_ENTRIES_MAX [--with-parent]``."""
     if "--with-parent" in arguments:
         _die_with_parent()
     preload_all()
-    uvloop.run(_serve_while_parent_lives(arguments[0], int(arguments[1])))
+    host, port, entries_max = arguments[0], int(arguments[1]), int(arguments[2])
+    uvloop.run(_serve_while_parent_lives(host, port, entries_max=entries_max))
 
 
 if __name__ == "__main__":

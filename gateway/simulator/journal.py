@@ -53,7 +53,7 @@ class Entry:
     model: str | None = None
     stream: bool = False
     headers: dict[str, str] = field(default_factory=dict)  # the allow-listed ones, values as received
-    header_names: list[str] = field(default_factory=list)  # all, lower case, in order
+    header_names: tuple[str, ...] = ()  # all, lower case, in order
     body_bytes: int = 0
     body_sha256: str = ""
     key_sha256: str | None = None

@@ -21,9 +21,12 @@ _DIMENSIONS = 32  # short ones: their size is not what tests look at
 _DIMENSIONS_MAX = 3072
 
 
-def models_body() -> bytes:
-    """``GET /v1/models``."""
-    data = [{"id": model, "object": "model", "created": 1_767_225_600, "owned_by": "system"} for model in _MODELS]
+def models_body(only: str | None) -> bytes | None:
+    """``GET /v1/models``, or one of them; None where there is no such model."""
+    about = {"object": "model", "created": 1_767_225_600, "owned_by": "system"}
+    data = [{"id": model, **about} for model in _MODELS if only in (None, model)]
+    if only is not None:
+        return orjson.dumps(data[0]) if data else None
     return orjson.dumps({"object": "list", "data": data})
 
 

@@ -15,6 +15,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from sys import intern
 from typing import Any
 
 import orjson
@@ -122,11 +123,14 @@ async def _answer_call(route: Route, ask: Ask, wire: Wire) -> End:
 
 
 async def _answer_listing(request: web.BaseRequest, wire: Wire, dialect: str) -> End:
-    """``GET /v1/models`` in either shape; anything else is no route of any provider."""
-    if request.method != "GET" or request.path != "/v1/models":
+    """``GET /v1/models`` and one of them, in either shape; anything else is no route of any provider."""
+    listing, _, model = request.path.removeprefix("/v1/").partition("/")
+    body = None
+    if request.method == "GET" and listing == "models":
+        body = (anthropic if dialect == "anthropic" else openai_simple).models_body(model or None)
+    if body is None:
         message = f"Invalid URL ({request.method} {request.path})"
         raise Problem(404, "not_found_error" if dialect == "anthropic" else "invalid_request_error", message)
-    body = anthropic.models_body() if dialect == "anthropic" else openai_simple.models_body()
     sent = headers.answer(dialect, wire.entry.request_id, now_s=now_ms() // 1000)
     sent["Content-Type"] = "application/json"
     wire.entry.status = 200
@@ -148,13 +152,14 @@ async def _refuse(wire: Wire, dialect: str, problem: Problem) -> End:
 
 def _describe(entry: Entry, request: web.BaseRequest, body: bytes, dialect: str) -> None:
     """What was received, before anything is judged."""
+    # Clients repeat themselves: shared strings keep a full ring small.
     names = []
     for name, value in request.headers.items():
-        lower = name.lower()
+        lower = intern(name.lower())
         names.append(lower)
         if lower in headers.KEPT:
-            entry.headers[lower] = value
-    entry.header_names = names
+            entry.headers[lower] = intern(value)
+    entry.header_names = tuple(names)
     entry.body_bytes = len(body)
     entry.body_sha256 = sha256(body).hexdigest()
     entry.dialect = dialect
@@ -167,7 +172,7 @@ def _describe(entry: Entry, request: web.BaseRequest, body: bytes, dialect: str)
     # Where both are sent, Anthropic's API takes x-api-key.
     for name, key in (("x-api-key", request.headers.get("x-api-key", "")), ("authorization", bearer)):
         if key:
-            entry.key_header, entry.key_sha256 = name, sha256(key.encode()).hexdigest()
+            entry.key_header, entry.key_sha256 = name, intern(sha256(key.encode()).hexdigest())
             break
 
 

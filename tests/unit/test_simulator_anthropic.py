@@ -129,6 +129,14 @@ async def test_a_tool_call_has_arguments_that_parse(client: Any, stream: bool) -
     assert message.usage.output_tokens == 80
 
 
+async def test_thinking_and_the_reason_to_stop_can_be_steered_without_asking(client: Any) -> None:
+    message = await client.messages.create(**ask("[[simulate thinking stop=max_tokens output=60]]"))
+    assert [block.type for block in message.content] == ["thinking", "text"]
+    assert (message.stop_reason, message.usage.output_tokens_details.thinking_tokens) == ("max_tokens", 20)
+    call = await client.messages.create(**ask("[[simulate stop=tool_use output=60]]"))
+    assert (call.stop_reason, call.content[-1].name) == ("tool_use", "get_weather")
+
+
 async def test_an_offered_tool_is_not_called_unless_forced(client: Any) -> None:
     message = await client.messages.create(**ask("Hi", tools=[WEATHER]))
     assert [block.type for block in message.content] == ["text"]
@@ -195,6 +203,9 @@ async def test_tokens_are_counted_as_messages_report_them(client: Any) -> None:
 async def test_models_are_listed_in_anthropics_shape(client: Any) -> None:
     listed = await client.models.list()
     assert MODEL in [model.id async for model in listed]
+    assert (await client.models.retrieve(MODEL)).id == MODEL
+    with pytest.raises(anthropic.NotFoundError):
+        await client.models.retrieve("claude-nothing")
 
 
 ERRORS = [

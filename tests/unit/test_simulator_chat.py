@@ -150,6 +150,9 @@ async def test_usage_can_be_zero_or_missing(client: Any, mode: str, expected: in
 
 async def test_models_are_listed_in_openais_shape(client: Any) -> None:
     assert MODEL in [model.id async for model in await client.models.list()]
+    assert (await client.models.retrieve(MODEL)).id == MODEL
+    with pytest.raises(openai.NotFoundError):
+        await client.models.retrieve("gpt-nothing")
 
 
 async def test_completions_are_billed_for_every_choice(client: Any, models: LocalModels) -> None:
