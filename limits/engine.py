@@ -41,7 +41,7 @@ from limits.scripts import script
 HOLDS_PER_RENEW_MAX: Final = 512
 BUCKETS_PEEKED_MAX: Final = 64
 LAPSES_PER_CALL: Final = 64
-_POLICY = struct.Struct("<qIIQI")
+_POLICY = struct.Struct("<qQIIQI")
 _CALL = struct.Struct("<16sQIQ")
 
 
@@ -50,7 +50,7 @@ class Engine:
 
     ``reassert_wait_ms``: how long a partition admits nothing after its record was made, so that live holds come back
     first. ``amnesty_ms``: the usual lease; for so long no lease lapses after an outage or data loss.
-    ``clock_offset_ms`` moves the server's clock, for tests.
+    ``clock_offset_ms`` moves the server's clock and ``clock_ms`` makes it stand still at a time, for tests.
     """
 
     def __init__(
@@ -63,21 +63,16 @@ class Engine:
         outbox_max_entries: int = 100_000,
         outbox_max_age_ms: int = 600_000,
         clock_offset_ms: int = 0,
+        clock_ms: int = 0,
     ) -> None:
         self.client = client
         self.partitions = partitions
         self._limits = (reassert_wait_ms, amnesty_ms, outbox_max_age_ms, outbox_max_entries)
-        self.clock_offset_ms = clock_offset_ms
+        self.set_clock(offset_ms=clock_offset_ms, still_ms=clock_ms)
 
-    @property
-    def clock_offset_ms(self) -> int:
-        """Added to the server's time by every script; 0 outside tests."""
-        return self._clock_offset_ms
-
-    @clock_offset_ms.setter
-    def clock_offset_ms(self, offset_ms: int) -> None:
-        self._clock_offset_ms = offset_ms
-        self._policy = _POLICY.pack(offset_ms, *self._limits)
+    def set_clock(self, *, offset_ms: int = 0, still_ms: int = 0) -> None:
+        """For tests: what is added to the server's time, or the time at which the clock stands still (0 = it runs)."""
+        self._policy = _POLICY.pack(offset_ms, still_ms, *self._limits)
 
     def partition(self, account: str) -> int:
         return keys.partition_of(account, self.partitions)

@@ -47,7 +47,7 @@ _Q = struct.Struct("<Q")
 _QQ = struct.Struct("<QQ")
 _RESERVED = struct.Struct("<QQHB")
 _TAKE = struct.Struct("<IQB")
-_VIEW = struct.Struct("<qQHIH")
+_VIEW = struct.Struct("<qQIH")
 _REFUSED = struct.Struct("<BcBqqqqqQQB")
 _CROSSED = struct.Struct("<BH")
 _META = struct.Struct("<16s30sIII")
@@ -111,7 +111,8 @@ def _reserved(reply: bytes, asked: Asked) -> Reserved:
     count, at = reply[at], at + 1
     views = []
     for wallet in demand.wallets[:count]:
-        available, capacity, used, low, high = _VIEW.unpack_from(reply, at)
+        available, capacity, low, high = _VIEW.unpack_from(reply, at)
+        used = permille(capacity - available, capacity)
         views.append(WalletView(wallet.wallet, available, capacity, used, low + (high << 32)))
         at += _VIEW.size
     count, at = reply[at], at + 1

@@ -32,26 +32,36 @@ vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(names)), {}, {}
 local kept = {}
 local unmark = mark and string.byte(mark) <= state
 local entry = unmark and string.sub(mark, 3, 2 + string.byte(mark, 2))
-if unmark then
-  add_vector(KEYS[1], meta, mark, 3 + #entry, 0, -1)
-end
+local marked = unmark and string.sub(mark, 3 + #entry)
+
 local at = 1
 while at <= #deltas do
-  local seq, length, vector = struct.unpack('<I8I2', deltas, at)
+  local seq, length, first = struct.unpack('<I8I2', deltas, at)
   local field = 'k' .. string.format('%.0f', seq)
   local known = seq <= meta[SEQ] or (meta[KEPT_COUNT] > 0 and redis.call('HEXISTS', KEYS[1], field) == 1)
+  at = first + length
   if not known then
-    add_vector(KEYS[1], meta, deltas, vector, 1, 0)
+    local vector = string.sub(deltas, first, at - 1)
+    local amounts, fields, periods = read_vector(KEYS[1], vector, 1, false)
+    if vector == marked then -- the usual way: what was pending is what SQL counts
+      add_vector(KEYS[1], meta, amounts, fields, periods, 1, -1)
+      marked = nil
+    else
+      add_vector(KEYS[1], meta, amounts, fields, periods, 1, 0)
+    end
     if fresh and seq == meta[SEQ] + 1 then
       meta[SEQ] = seq
     else
-      kept[#kept + 1], kept[#kept + 2] = field, string.sub(deltas, vector, vector + length - 1)
+      kept[#kept + 1], kept[#kept + 2] = field, vector
       meta[KEPT_LOW] = meta[KEPT_COUNT] == 0 and seq or math.min(meta[KEPT_LOW], seq)
       meta[KEPT_TOP] = meta[KEPT_COUNT] == 0 and seq or math.max(meta[KEPT_TOP], seq)
       meta[KEPT_COUNT] = meta[KEPT_COUNT] + 1
     end
   end
-  at = vector + length
+end
+if marked then
+  local amounts, fields, periods = read_vector(KEYS[1], marked, 1, false)
+  add_vector(KEYS[1], meta, amounts, fields, periods, 0, -1)
 end
 -- From here on only writes.
 if #kept > 0 then

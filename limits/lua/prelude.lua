@@ -1,12 +1,12 @@
 -- Shared locals: put in front of every script by limits/scripts.py, with only the functions that the script reaches.
 --
 -- Binary layouts (little endian; amounts in meter steps, times in Unix ms; see limits/README.md "Key schema"):
---   policy  ARGV[1] of every script: i8 clock offset ms, I4 re-assertion wait ms, I4 amnesty ms,
---           I8 outbox age max ms, I4 outbox entries max
+--   policy  ARGV[1] of every script: i8 clock offset ms and I8 a clock that stands still ms (both 0 outside tests),
+--           I4 re-assertion wait ms, I4 amnesty ms, I8 outbox age max ms, I4 outbox entries max
 --   meta    field m: c16 stamp, I6 rev, I6 seq (watermark), I6 turn ms, I6 period ms, I6 due ms, I4 group, I4 open holds,
 --           I4 budget buckets; when seqs are kept above the watermark also I4 count, I6 lowest, I6 highest
 --   wallet  field w<wallet>: I6 warned period ms, I2 warned permille; sums over the open grants: I6 valid from ms,
---           I6 valid until ms, i8 capacity, i8 posted, i8 held, I6 earliest expiry ms (0 = none), I2 cursor (no open grant
+--           I6 valid until ms, i8 capacity, I6 earliest expiry ms (0 = none), i8 posted, i8 held, I2 cursor (no open grant
 --           before it has anything free); then grants in burn order, 54 bytes each:
 --           "\255G", I4 number, i8 amount, i8 counted, i8 pending, i8 held, I6 starts ms, I6 expires ms, i4 priority
 --   bucket  field b<number / 8>: budgets, 34 bytes each: I4 number, I6 starts ms, i8 counted, i8 pending, i8 held
@@ -33,7 +33,7 @@ local NO_STAMP = '................'
 
 local EMPTY_WALLET = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 
-local SUMS, FOREVER = '<I6I6i8i8i8I6I2', 281474976710655
+local SUMS, FOREVER = '<I6I6i8I6i8i8I2', 281474976710655
 
 local HOLD = '<I2BI8I4I8BB'
 
@@ -45,48 +45,48 @@ local RECORD_AT, BEAT_AT, NUMBER_AT, ACCOUNT_AT = -9e15, -8e15, -7e15, -6e15
 
 local EPOCH_MS, UNIT_MS, GROUP_SPAN, GROUPS = 1767225600000, 256, 4294967296, 2097152
 
-local OFFSET_MS, WAIT_MS, AMNESTY_MS, OUTBOX_AGE_MS, OUTBOX_MAX = struct.unpack('<i8I4I4I8I4', ARGV[1])
-local now -- ms, server clock plus the test offset
+local OFFSET_MS, STILL_MS, WAIT_MS, AMNESTY_MS, OUTBOX_AGE_MS, OUTBOX_MAX = struct.unpack('<i8I8I4I4I8I4', ARGV[1])
+local now -- ms
 local names, vals, dirty -- fields of the account in use: their names, their values (false = absent), which ones changed
 local buckets -- those of them that hold budgets, unpacked: flat tables of five values a period
+local seek -- where the next period is looked for first
 
 -- Stop before anything is written: the caller broke the contract.
 local function reject(what)
   error({err = 'LIMITS ' .. what})
 end
 
--- Server time, ms.
+-- Server time, ms; in tests moved, or standing still.
 local function read_clock()
+  if STILL_MS > 0 then
+    now = STILL_MS
+    return
+  end
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000) + OFFSET_MS
 end
 
--- Make the partition's record, and the placeholders that keep every declared key in existence.
-local function new_record(leases, outbox, old, info)
-  local stamp = string.sub(string.match(info, 'master_replid:(%x+)'), 1, 16)
-  local record = '!' .. stamp .. ':' .. string.format('%.0f', now)
-  if old and string.byte(old) == 33 then
-    redis.call('ZREM', leases, old)
+-- This Redis' incarnation: the stamp that live accounts carry, and the partition's record "<stamp>:<creation ms>". Where
+-- there is none, or another incarnation's, it is made, with the placeholders that keep every declared key in existence.
+local function incarnation(leases, outbox)
+  local info = redis.call('INFO', 'replication')
+  local record = redis.call('ZRANGE', leases, 0, 0)[1]
+  local ours = record and string.byte(record) == 33
+  if ours then
+    local stamp = string.sub(record, 2, 17)
+    if string.find(info, 'master_replid:' .. stamp, 1, true) then
+      return stamp, string.sub(record, 2)
+    end
+    redis.call('ZREM', leases, record)
   end
-  redis.call('ZADD', leases, RECORD_AT + now + AMNESTY_MS, record, BEAT_AT + now, 'b')
+  local stamp = string.sub(string.match(info, 'master_replid:(%x+)'), 1, 16)
+  record = stamp .. ':' .. string.format('%.0f', now)
+  redis.call('ZADD', leases, RECORD_AT + now + AMNESTY_MS, '!' .. record, BEAT_AT + now, 'b')
   redis.call('ZADD', leases, 'NX', NUMBER_AT, 'n')
   if redis.call('EXISTS', outbox) == 0 then
     redis.call('XDEL', outbox, redis.call('XADD', outbox, '0-1', 'c', ''))
   end
-  return stamp, string.sub(record, 2)
-end
-
--- This Redis' incarnation: the stamp that live accounts carry, and the partition's record "<stamp>:<creation ms>".
-local function incarnation(leases, outbox)
-  local info = redis.call('INFO', 'replication')
-  local record = redis.call('ZRANGE', leases, 0, 0)[1]
-  if record then
-    local stamp = string.sub(record, 2, 17)
-    if string.byte(record) == 33 and string.find(info, 'master_replid:' .. stamp, 1, true) then
-      return stamp, string.sub(record, 2)
-    end
-  end
-  return new_record(leases, outbox, record, info)
+  return stamp, record
 end
 
 -- Until when the partition waits for re-assertions, ms; 0 = it does not.

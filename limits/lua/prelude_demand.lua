@@ -14,7 +14,7 @@ local extending -- the stored hold, when an open hold grows: slots that ask for 
 local account -- meta of the account
 local takes, taken = 0, '' -- what comes from which grant: count and packed takes
 local views, remaining, starts = {}, {}, {} -- per wallet and per window, for the reply and the hold
-local thresholds, crossed, crossings = '', '', 0
+local thresholds, lowest, crossed, crossings = '', nil, '', 0
 
 -- Keep a refusal if it decides: lasting beats passing, then the narrowest scope, then the first slot.
 local function refuse(verdict, slot, index, narrowness, limit, used, held, needed, available, resets)
@@ -36,7 +36,7 @@ local function permille(used, capacity)
   return math.min(65535, math.floor(used * 1000 / capacity))
 end
 
--- Report thresholds (permille of the capacity that is spent) passed for the first time in this period. They are
+-- Report thresholds (permille of the capacity that is posted) passed for the first time in this period. They are
 -- remembered at once, also when the call is then refused.
 local function check_warnings(index, wallet, spent)
   local packed = vals[index]
@@ -56,44 +56,37 @@ local function check_warnings(index, wallet, spent)
 end
 
 -- Take an amount from a wallet's open grants in burn order, from the cursor on. Answers the cursor's new place, and the
--- grants with what is held of them. A hold of nothing names one too, for what the call may cost above it.
+-- field behind its sums. A hold of nothing names the first open grant, for what the call may cost above it.
 local function take_grants(packed, wallet, amount, cursor)
-  local at, from, body, left = 54 * cursor - 1, 53, '', amount
-  if amount == 0 and at > #packed then
-    at = 53
-  end
+  local at, from, body, left = amount > 0 and 54 * cursor - 1 or 53, 53, '', amount
   while at < #packed do
     local number, granted, counted, pending, on_hold, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', packed, at + 2)
     local free = granted - counted - pending - on_hold
-    if is_open(begins, expires) and (free > 0 or amount == 0) then
-      local part = math.min(left, free)
-      if amount == 0 then
-        part = 0
-      end
-      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', part, wallet)
-      body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', on_hold + part)
+    if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
+      local part = free < left and free or left
+      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', amount > 0 and part or 0, wallet)
+      body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', amount > 0 and on_hold + part or on_hold)
       from, left = at + 38, left - part
-      if left == 0 then
-        break
+      if left <= 0 or amount == 0 then
+        return amount > 0 and (at + 1) / 54 or cursor, body .. string.sub(packed, from)
       end
     end
     at = at + 54
   end
-  return math.min(math.max((at + 1) / 54, cursor), (#packed + 2) / 54), body .. string.sub(packed, from)
+  return cursor, body .. string.sub(packed, from)
 end
 
 -- One wallet: what is open, whether the amount fits, and which grants it comes from.
 local function check_wallet(index, wallet, amount, minimum)
   local packed = vals[index] or EMPTY_WALLET
-  local capacity, posted, held, resets, cursor, from, till = sums_of(packed)
-  local available, need = capacity - posted - held, math.max(amount, minimum)
-  if #thresholds > 0 and capacity > 0 and posted > 0 then
+  local capacity, resets, posted, held, cursor, from, till = sums_of(packed)
+  local available, need = capacity - posted - held, amount > minimum and amount or minimum
+  if lowest and posted > 0 and capacity > 0 and posted * 1001 >= lowest * capacity then
     check_warnings(index, wallet, permille(posted, capacity))
     packed = vals[index]
   end
-  local at = 4 * wallet
-  views[at - 3], views[at - 2] = available - amount, capacity
-  views[at - 1], views[at] = permille(posted + held + amount, capacity), resets
+  local at = 3 * wallet
+  views[at - 2], views[at - 1], views[at] = available - amount, capacity, resets
   if extending and amount == 0 then
     return
   end
@@ -106,44 +99,53 @@ local function check_wallet(index, wallet, amount, minimum)
   local body
   cursor, body = take_grants(packed, wallet, amount, cursor)
   vals[index] = string.sub(packed, 1, 8)
-    .. struct.pack(SUMS, from, till, capacity, posted, held + amount, resets, cursor) .. body
+    .. struct.pack(SUMS, from, till, capacity, resets, posted, held + amount, cursor) .. body
   dirty[index] = true
 end
 
--- One budget period. One that is older than what Redis knows was left behind, and is refused.
-local function check_budget(index, order, number, begins, amount, limit, ends, narrowness)
-  local bucket = open_bucket(index)
-  local at = find_period(bucket, number, begins)
-  local used, held = 0, 0
-  if at then
-    used, held = bucket[at + 2] + bucket[at + 3], bucket[at + 4]
-  elseif has_later(bucket, number, begins) then
-    used = limit
-  end
-  if used + held + amount > limit then
-    local verdict = amount > limit and TOO_LARGE or (amount > limit - used and LASTING or HELD)
-    refuse(verdict, 'b', order, narrowness, limit, used, held, amount, limit - used - held, ends)
-  elseif at then
-    bucket[at + 4] = held + amount
-  else
-    add_period(account, bucket, number, begins, 0, 0, amount)
+-- Budgets: one that is older than what Redis knows was left behind, and is refused.
+local function check_budgets(tail, place, numbers, base, values, limits, first, narrow)
+  seek = 1
+  for order = 1, #numbers - 1 do
+    local amount, _, begins, index = string.byte(tail, place, place + 3)
+    local number, limit, used, held = numbers[order], limits[first], 0, 0
+    amount, begins, index = values[amount], values[begins], base + index
+    if not (extending and amount == 0) then
+      local bucket = buckets[index] or open_bucket(index)
+      local at = find_period(bucket, number, begins)
+      if at then
+        used, held = bucket[at + 2] + bucket[at + 3], bucket[at + 4]
+        bucket[at + 4] = held + amount
+      elseif has_later(bucket, number, begins) then
+        used = limit
+      else
+        add_period(account, bucket, number, begins, 0, 0, amount)
+      end
+      if used + held + amount > limit then
+        local verdict = amount > limit and TOO_LARGE or (amount > limit - used and LASTING or HELD)
+        local left = limit - used - held
+        refuse(verdict, 'b', order, string.byte(narrow, order), limit, used, held, amount, left, limits[first + 1])
+      end
+    end
+    place, first = place + 4, first + 2
   end
 end
 
 -- One window of an unpacked scope: fixed, aligned to its first use, rolling forward only.
 local function check_window(state, order, code, length, amount, limit, narrowness)
   local began, used, at = now, 0, 2
-  while state[at] and not (state[at] == code and state[at + 1] == length) do
+  while state[at] and (state[at] ~= code or state[at + 1] ~= length) do
     at = at + 4
   end
   if state[at] and now < state[at + 2] + 1000 * length then
     began, used = state[at + 2], state[at + 3]
   end
-  remaining[2 * order - 1], remaining[2 * order] = math.max(0, limit - used - amount), began
+  local left = limit - used - amount
+  remaining[2 * order - 1], remaining[2 * order] = left > 0 and left or 0, began
   if extending and amount == 0 then
     return
   end
-  if used + amount > limit then
+  if left < 0 then
     local resets = began + 1000 * length
     local verdict = amount > limit and TOO_LARGE or (resets - now > MINUTE_MS and LASTING or RATE)
     refuse(verdict, 'n', order, narrowness, limit, used, 0, amount, limit - used, resets)
@@ -153,31 +155,32 @@ local function check_window(state, order, code, length, amount, limit, narrownes
 end
 
 -- Every scope: live holds and windows. limits are from a place on, narrowness bytes of scopes from another.
-local function check_scopes(tail, flags, scopes, base, values, limits, place, narrow)
+local function check_scopes(tail, flags, scopes, base, values, limits, place, narrow, narrow_from)
   local order, counted, slots = 0, 0, flags + scopes
   for scope = 1, scopes do
-    local index, flag, narrowness = base + scope, string.byte(tail, flags + scope - 1), string.byte(narrow, scope)
+    local index, flag, narrowness = base + scope, string.byte(tail, flags + scope - 1), narrow_from + scope
     local packed = vals[index] or '\0\0\0\0'
-    local state = {struct.unpack('<I4' .. string.rep('BI4I6i8', (#packed - 4) / 19), packed)}
-    state[#state] = nil -- where unpack stopped
+    local count = (#packed - 4) / 19
+    local state = {struct.unpack(scope_format(count), packed)}
+    state[4 * count + 2] = nil -- where unpack stopped
     if flag >= 128 then
       local limit, live = limits[place], state[1]
-      place, counted = place + 1, counted + 1
+      flag, place, counted = flag - 128, place + 1, counted + 1
       if not extending then
         if live + 1 > limit then
-          refuse(limit < 1 and TOO_LARGE or CONCURRENCY, 'c', counted, narrowness, limit, 0, live, 1, limit - live, 0)
+          local verdict = limit < 1 and TOO_LARGE or CONCURRENCY
+          refuse(verdict, 'c', counted, string.byte(narrow, narrowness), limit, 0, live, 1, limit - live, 0)
         end
         state[1] = live + 1
       end
     end
-    for _ = 1, flag % 128 do
+    for _ = 1, flag do
       local code, length, amount = string.byte(tail, slots, slots + 2)
       order, slots = order + 1, slots + 3
-      check_window(state, order, code, values[length], values[amount], limits[place], narrowness)
+      check_window(state, order, code, values[length], values[amount], limits[place], string.byte(narrow, narrowness))
       place = place + 1
     end
-    vals[index] = struct.pack('<I4' .. string.rep('BI4I6i8', (#state - 1) / 4), unpack(state))
-    dirty[index] = true
+    vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
   end
 end
 
@@ -189,33 +192,29 @@ local function check_demand(tail, packed_limits, base, repeated)
     for index = 1, #values do
       values[index] = 0
     end
+  elseif #thresholds > 0 then
+    lowest = struct.unpack('<I2', thresholds)
   end
-  local plain = #packed_limits - budgets - scopes
-  local limits = {struct.unpack('<' .. string.rep('I8', plain / 8), packed_limits)}
+  local plain = (#packed_limits - budgets - scopes) / 8
+  local limits = {struct.unpack('<' .. string.rep('I8', plain), packed_limits)}
   for wallet = 1, wallets do
     local amount = string.byte(tail, counts + 4 + 2 * wallet)
     check_wallet(base + wallet, wallet, values[amount], limits[wallet])
   end
-  local places = counts + 5 + 2 * wallets
-  local flags = places + 4 * budgets
-  local numbers = flags + scopes + 3 * windows
-  for budget = 1, budgets do
-    local amount, _, begins, bucket = string.byte(tail, places + 4 * budget - 4, places + 4 * budget - 1)
-    if not (extending and values[amount] == 0) then
-      local number = struct.unpack('<I4', tail, numbers + 4 * budget - 4)
-      local place = wallets + 2 * budget
-      check_budget(base + wallets + bucket, budget, number, values[begins], values[amount], limits[place - 1],
-        limits[place], string.byte(packed_limits, plain + budget))
-    end
+  local narrow, place = string.sub(packed_limits, 8 * plain + 1), counts + 5 + 2 * wallets
+  local flags = place + 4 * budgets
+  base = base + wallets
+  if budgets > 0 then
+    local numbers = {struct.unpack('<' .. string.rep('I4', budgets), tail, flags + scopes + 3 * windows)}
+    check_budgets(tail, place, numbers, base, values, limits, wallets + 1, narrow)
   end
-  local narrow = string.sub(packed_limits, plain + budgets + 1)
-  check_scopes(tail, flags, scopes, base + wallets + count, values, limits, wallets + 2 * budgets + 1, narrow)
+  check_scopes(tail, flags, scopes, base + count, values, limits, wallets + 2 * budgets + 1, narrow, budgets)
 end
 
 -- The windows' starts as a hold keeps them; those that an extend did not touch stay as they are.
 local function packed_starts()
   local count = #remaining / 2
-  for order = 1, count do
+  for order = 1, extending and count or 0 do
     if not starts[order] then
       starts[order] = struct.unpack('<I4', extending, tail_of(extending) - 4 * (count - order + 1))
     end
@@ -228,8 +227,9 @@ local function reply_to_demand(hold_version, created, record)
   if refusal then
     return 'F' .. refusal .. struct.pack('<I8B', now, crossings) .. crossed
   end
+  local wallets, windows = #views / 3, #remaining / 2
   return 'R' .. struct.pack('<I8I8I2B', now, created, hold_version, takes) .. taken
-    .. struct.pack('<B' .. string.rep('i8I8I2I6', #views / 4), #views / 4, unpack(views))
-    .. struct.pack('<B' .. string.rep('I8I8', #remaining / 2), #remaining / 2, unpack(remaining))
+    .. struct.pack('<B' .. string.rep('i8I8I6', wallets), wallets, unpack(views))
+    .. struct.pack('<B' .. string.rep('I8I8', windows), windows, unpack(remaining))
     .. struct.pack('<B', crossings) .. crossed .. record
 end

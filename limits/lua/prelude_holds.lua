@@ -6,14 +6,14 @@ local function is_open(starts, expires)
   return starts <= now and (expires == 0 or expires > now)
 end
 
--- Sums over a wallet's open grants: capacity, posted, held, earliest expiry, cursor, valid from, valid until. Made anew
+-- Sums over a wallet's open grants: capacity, earliest expiry, posted, held, cursor, valid from, valid until. Made anew
 -- when a grant has started or ended since (or the clock went back), else as stored: the cost does not grow with grants.
 local function sums_of(packed)
-  local from, till, capacity, posted, held, resets, cursor = struct.unpack(SUMS, packed, 9)
+  local from, till, capacity, resets, posted, held, cursor = struct.unpack(SUMS, packed, 9)
   if now >= from and now < till then
-    return capacity, posted, held, resets, cursor, from, till
+    return capacity, resets, posted, held, cursor, from, till
   end
-  from, till, capacity, posted, held, resets, cursor = 0, FOREVER, 0, 0, 0, 0, 0
+  from, till, capacity, resets, posted, held, cursor = 0, FOREVER, 0, 0, 0, 0, 0
   for at = 53, #packed, 54 do
     local granted, counted, pending, on_hold, starts, expires = struct.unpack('<i8i8i8i8I6I6', packed, at + 6)
     from = math.max(from, starts <= now and starts or 0, expires <= now and expires or 0)
@@ -28,7 +28,7 @@ local function sums_of(packed)
       end
     end
   end
-  return capacity, posted, held, resets, cursor > 0 and cursor or (#packed + 2) / 54, from, till
+  return capacity, resets, posted, held, cursor > 0 and cursor or (#packed + 2) / 54, from, till
 end
 
 -- Change one grant of a wallet; key is its 4-byte number. One not known becomes a placeholder: amount 0, never open.
@@ -43,15 +43,19 @@ local function bump_grant(packed, key, counted, pending, held, create)
   if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
     reject('a sum is out of range')
   end
-  local from, till, capacity, posted, on_hold, resets, cursor = struct.unpack(SUMS, packed, 9)
+  local from, till, posted, on_hold, cursor = struct.unpack('<I6I6xxxxxxxxxxxxxxi8i8I2', packed, 9)
+  local head
   if now < from or now >= till then
-    till = 0
-  elseif is_open(starts, expires) then
-    posted, on_hold = posted + counted + pending, on_hold + held
-    cursor = math.min(cursor, (at + 1) / 54)
+    head = string.sub(packed, 1, 14) .. '\0\0\0\0\0\0' .. string.sub(packed, 21, at + 13)
+  elseif starts <= now and (expires == 0 or expires > now) then
+    local place = (at + 1) / 54
+    head = string.sub(packed, 1, 34)
+      .. struct.pack('<i8i8I2', posted + counted + pending, on_hold + held, place < cursor and place or cursor)
+      .. string.sub(packed, 53, at + 13)
+  else
+    head = string.sub(packed, 1, at + 13)
   end
-  return string.sub(packed, 1, 8) .. struct.pack(SUMS, from, till, capacity, posted, on_hold, resets, cursor)
-    .. string.sub(packed, 53, at + 13) .. struct.pack('<i8i8i8', c, p, h) .. string.sub(packed, at + 38)
+  return head .. struct.pack('<i8i8i8', c, p, h) .. string.sub(packed, at + 38)
 end
 
 -- The periods in a field of budgets.
@@ -71,12 +75,17 @@ local function pack_bucket(bucket)
   return struct.pack('<' .. string.rep('I4I6i8i8i8', #bucket / 5), unpack(bucket))
 end
 
+-- The place of a period in a bucket; mostly they are asked for in their order.
 local function find_period(bucket, number, starts)
-  for at = 1, #bucket, 5 do
-    if bucket[at] == number and bucket[at + 1] == starts then
-      return at
+  local at = seek
+  if bucket[at] ~= number or bucket[at + 1] ~= starts then
+    at = 1
+    while bucket[at] and not (bucket[at] == number and bucket[at + 1] == starts) do
+      at = at + 5
     end
   end
+  seek = at + 5
+  return bucket[at] and at
 end
 
 -- Whether a bucket knows a later period of this budget.
@@ -121,9 +130,6 @@ local function bump_period(meta, index, number, starts, counted, pending, held, 
     if bucket[at + 2] + bucket[at + 3] > AMOUNT_MAX or bucket[at + 4] > AMOUNT_MAX then
       reject('a sum is out of range')
     end
-    if pending < 0 then
-      drop_ended(bucket, number)
-    end
   elseif create then
     add_period(meta, bucket, number, starts, counted, pending, held)
   end
@@ -143,10 +149,10 @@ local function write_fields(account)
   end
 end
 
--- The grants of a vector by their keys: what each gets, and the field that it is in; and where the vector's budgets begin.
-local function lines_of(account, vector, at, create)
+-- A vector, unpacked: what each grant gets by its key, the field that it is in, and its budgets, flat, three values each.
+local function read_vector(account, vector, at, create)
   local amounts, fields = {}, {}
-  local wallets, name, lines, key, amount
+  local wallets, name, lines, key, amount, count
   wallets, at = struct.unpack('<B', vector, at)
   for _ = 1, wallets do
     name, lines, at = struct.unpack('<Bc0B', vector, at)
@@ -159,11 +165,12 @@ local function lines_of(account, vector, at, create)
       amounts[key], fields[key] = (amounts[key] or 0) + amount, index
     end
   end
-  return amounts, fields, at
+  count, at = struct.unpack('<B', vector, at)
+  return amounts, fields, {struct.unpack('<' .. string.rep('I4I6i8', count), vector, at)}
 end
 
--- Add lines, times a sign each, to counted and to pending of their grants. Placeholders only for what raises pending.
-local function add_lines(amounts, fields, counted, pending)
+-- Add an unpacked vector, times a sign each, to counted and to pending. Placeholders only for what raises pending.
+local function add_vector(account, meta, amounts, fields, periods, counted, pending)
   for key, sum in pairs(amounts) do
     local index = fields[key]
     if vals[index] or pending > 0 then
@@ -171,26 +178,20 @@ local function add_lines(amounts, fields, counted, pending)
       dirty[index] = true
     end
   end
-end
-
--- The same for the budgets of a vector, which begin at a position.
-local function add_periods(account, meta, vector, at, counted, pending)
-  local count, number, starts, amount
-  count, at = struct.unpack('<B', vector, at)
-  for _ = 1, count do
-    number, starts, amount, at = struct.unpack('<I4I6i8', vector, at)
-    local index = locate(account, 'b' .. math.floor(number / 8))
-    -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
-    local create = pending > 0 or (counted > 0 and not has_later(open_bucket(index), number, starts))
-    bump_period(meta, index, number, starts, counted * amount, pending * amount, 0, create)
+  local eighth, index
+  seek = 1
+  for at = 1, #periods - 1, 3 do
+    local number, starts, amount = periods[at], periods[at + 1], periods[at + 2]
+    if math.floor(number / 8) ~= eighth then
+      eighth = math.floor(number / 8)
+      index = locate(account, 'b' .. eighth)
+    end
+    if amount ~= 0 then
+      -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
+      local create = pending > 0 or (counted > 0 and not has_later(open_bucket(index), number, starts))
+      bump_period(meta, index, number, starts, counted * amount, pending * amount, 0, create)
+    end
   end
-end
-
--- Add a whole vector, times a sign each, to counted and to pending.
-local function add_vector(account, meta, vector, at, counted, pending)
-  local amounts, fields, behind = lines_of(account, vector, at, pending > 0)
-  add_lines(amounts, fields, counted, pending)
-  add_periods(account, meta, vector, behind, counted, pending)
 end
 
 -- Move the watermark over the deltas kept above it, as long as there is no gap.
@@ -251,59 +252,66 @@ local function fields_of(hold)
   return list, at
 end
 
--- Put a hold's windows and live counts on (sign 1) or take them off (sign -1). actuals: nil leaves windows as they are,
--- 'back' gives their amounts back, else I8 per window says what was used (-1: as reserved).
-local function move_scopes(hold, starts, values, base, sign, actuals, flags, slots, scopes)
-  local seen = 0
+-- The format of a scope's field with so many windows.
+local function scope_format(windows)
+  return windows == 2 and '<I4BI4I6i8BI4I6i8' or '<I4' .. string.rep('BI4I6i8', windows)
+end
+
+-- Put a hold's live counts on (sign 1) or take them off (sign -1). actuals: nil leaves its windows as they are, else per
+-- window what was used (-1: as reserved). starts, flags: where the hold has its windows' starts, its scopes' flags.
+local function move_scopes(hold, starts, flags, scopes, values, base, sign, actuals)
+  local seen, slots = 0, flags + scopes
   for scope = 1, scopes do
     local index, flag = base + scope, string.byte(hold, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
     local count = (#packed - 4) / 19
-    local state = {struct.unpack('<I4' .. string.rep('BI4I6i8', count), packed)}
+    local state = {struct.unpack(scope_format(count), packed)}
     if flag >= 128 then
       state[1] = state[1] + sign
     end
-    for _ = 1, flag % 128 do
-      local code, length, amount = string.byte(hold, slots + 3 * seen, slots + 3 * seen + 2)
-      local used = actuals and (actuals == 'back' and 0 or struct.unpack('<i8', actuals, 8 * seen + 1)) or -1
-      local began = used >= 0 and struct.unpack('<I4', hold, starts + 4 * seen)
-      for at = 2, 4 * count, 4 do
+    for window = 1, actuals and flag % 128 or 0 do
+      local code, length, amount = string.byte(hold, slots, slots + 2)
+      local change = actuals[seen + window] - values[amount]
+      local began = struct.unpack('<I4', hold, starts + 4 * (seen + window - 1))
+      for at = 2, actuals[seen + window] >= 0 and change ~= 0 and 4 * count or 0, 4 do
         -- Only in the window that it was taken from: an amount belongs to its window.
-        if began and state[at] == code and state[at + 1] == values[length] and state[at + 2] % 4294967296 == began then
-          state[at + 3] = math.max(0, state[at + 3] + used - values[amount])
+        if state[at] == code and state[at + 1] == values[length] and state[at + 2] % 4294967296 == began then
+          state[at + 3] = math.max(0, state[at + 3] + change)
         end
       end
-      seen = seen + 1
+      slots = slots + 3
     end
-    vals[index] = struct.pack('<I4' .. string.rep('BI4I6i8', count), unpack(state, 1, 4 * count + 1))
-    dirty[index] = true
+    seen = seen + flag % 128
+    vals[index], dirty[index] = struct.pack(scope_format(count), unpack(state, 1, 4 * count + 1)), true
   end
 end
 
--- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts: what goes to pending of the
--- same grants in the same step, by their keys; those done are removed from it.
-local function move_hold(meta, hold, base, sign, actuals, amounts)
+-- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts and periods: what goes to
+-- pending of the same grants and budgets in the same step; what is done is taken out of them.
+local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
   local takes, windows = string.byte(hold, 24, 25)
   local at = 26
   for _ = 1, takes do
     local key, amount, wallet = struct.unpack('<c4I8B', hold, at)
-    local index, pending = base + wallet, amounts and amounts[key]
+    local index, pending = base + wallet, amounts[key]
     vals[index] = bump_grant(vals[index], key, 0, pending or 0, sign * amount, sign > 0 or pending)
     dirty[index], at = true, at + 13
-    if pending then
-      amounts[key] = nil
-    end
+    amounts[key] = nil
   end
   local values, counts = read_values(hold, at + 4 * windows)
   local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)
-  local places = counts + 5 + 2 * wallets
-  local flags = places + 4 * budgets
-  local slots = flags + scopes
-  local numbers = slots + 3 * windows
-  for budget = 0, budgets - 1 do
-    local amount, _, starts, bucket = string.byte(hold, places + 4 * budget, places + 4 * budget + 3)
-    local number = struct.unpack('<I4', hold, numbers + 4 * budget)
-    bump_period(meta, base + wallets + bucket, number, values[starts], 0, 0, sign * values[amount], sign > 0)
+  local place = counts + 5 + 2 * wallets
+  local flags = place + 4 * budgets
+  local numbers = {struct.unpack('<' .. string.rep('I4', budgets), hold, flags + scopes + 3 * windows)}
+  seek = 1
+  for budget = 1, budgets do
+    local amount, _, starts, bucket = string.byte(hold, place, place + 3)
+    local number, pending = numbers[budget], 0
+    starts, place = values[starts], place + 4
+    if periods[3 * budget - 2] == number and periods[3 * budget - 1] == starts then
+      pending, periods[3 * budget] = periods[3 * budget], 0
+    end
+    bump_period(meta, base + wallets + bucket, number, starts, 0, pending, sign * values[amount], sign > 0 or pending > 0)
   end
-  move_scopes(hold, at, values, base + wallets + count, sign, actuals, flags, slots, scopes)
+  move_scopes(hold, at, flags, scopes, values, base + wallets + count, sign, actuals)
 end

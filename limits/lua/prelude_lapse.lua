@@ -71,7 +71,7 @@ local function free_hold(account, leases, meta, id, hold, actuals)
   local list, note = fields_of(hold)
   names, dirty, buckets = list, {}, {}
   vals = redis.call('HMGET', account, unpack(names))
-  move_hold(meta, hold, 0, -1, actuals, nil)
+  move_hold(meta, hold, 0, -1, actuals, {}, {})
   meta[HOLDS] = meta[HOLDS] - 1
   write_fields(account)
   redis.call('HDEL', account, 'h' .. id)
@@ -89,7 +89,8 @@ local function lapse_one(account, outbox, leases, meta, id, hold)
   if not vals[1] then
     local vector, name = abandoned(hold, list), account_of(account)
     local charge = struct.pack('<Bc16Bc0I2', LAPSED, id, #name, name, #vector) .. vector .. note
-    add_vector(account, meta, vector, 1, 0, 1)
+    local amounts, fields, periods = read_vector(account, vector, 1, true)
+    add_vector(account, meta, amounts, fields, periods, 0, 1)
     local entry = append(outbox, charge)
     vals[1], dirty[1] = struct.pack('<BBc0', LAPSED, #entry, entry) .. vector, true
     write_fields(account)

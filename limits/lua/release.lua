@@ -19,6 +19,10 @@ if not hold then
   return 0
 end
 local meta = read_meta(found[1])
-free_hold(KEYS[1], KEYS[3], meta, ARGV[2], hold, 'back')
+local nothing = {}
+for window = 1, string.byte(hold, 25) do
+  nothing[window] = 0
+end
+free_hold(KEYS[1], KEYS[3], meta, ARGV[2], hold, nothing)
 redis.call('HSET', KEYS[1], 'm', pack_meta(meta))
 return 1

@@ -18,7 +18,7 @@
 --   * Stores the hold, its lease in the index, and warnings reported (those also when refused). Nothing on refusal.
 --   * The same hold id again: nothing is taken, the same reply.
 -- Reply (one string; numbers packed)
---   R I8 now, I8 created, I2 version, B takes …, B wallets of (i8 available, I8 capacity, I2 permille, I6 resets),
+--   R I8 now, I8 created, I2 version, B takes …, B wallets of (i8 available, I8 capacity, I6 resets),
 --     B windows of (I8 remaining, I8 start), B crossed of (B wallet, I2 permille), record
 --   F refused: B verdict, slot letter, B slot index, i8 limit, used, held, needed, available, I8 resets, I8 now, crossed
 --   L I8 now: the deadline passed   S ticket: stale   W I8 until, I8 now, record: warming

@@ -26,19 +26,21 @@ local hold, mark = vals[2], vals[3]
 local settled = mark and string.byte(mark) == SETTLED
 local replaced = mark and not settled and string.sub(mark, 3, 2 + string.byte(mark, 2))
 if replaced then
-  add_vector(KEYS[1], meta, mark, 3 + #replaced, 0, -1)
+  local amounts, fields, periods = read_vector(KEYS[1], mark, 3 + #replaced, false)
+  add_vector(KEYS[1], meta, amounts, fields, periods, 0, -1)
 end
-local amounts, fields, behind = {}, {}, nil
+local amounts, fields, periods = {}, {}, {}
 if not settled then
-  amounts, fields, behind = lines_of(KEYS[1], charge, at, true)
+  amounts, fields, periods = read_vector(KEYS[1], charge, at, true)
 end
 if hold then
-  move_hold(meta, hold, 3, -1, ARGV[5] ~= '' and ARGV[5] or nil, amounts)
+  local windows = #ARGV[5] / 8
+  local actuals = windows > 0 and {struct.unpack('<' .. string.rep('i8', windows), ARGV[5])} or nil
+  move_hold(meta, hold, 3, -1, actuals, amounts, periods)
   meta[HOLDS] = meta[HOLDS] - 1
 end
 if not settled then
-  add_lines(amounts, fields, 0, 1)
-  add_periods(KEYS[1], meta, charge, behind, 0, 1)
+  add_vector(KEYS[1], meta, amounts, fields, periods, 0, 1)
   -- From here on only writes; the outbox first.
   local entry = append(KEYS[2], charge)
   if replaced then
