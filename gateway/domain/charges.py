@@ -181,7 +181,7 @@ def decode(data: bytes) -> ChargeRow:
     try:
         body = _loads(data[start:].decode("ascii"))
         return _row(body, _ids(data, mask, body[0]), created_at_ms, ended_at_ms)
-    except (IndexError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise ValueError("not a charge") from error
 
 

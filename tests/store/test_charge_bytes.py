@@ -1,0 +1,166 @@
+"""A charge's bytes: exact inverses for every charge there can be, compact, and versioned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.domain.charges import (
+    BudgetLine,
+    ChargeRow,
+    GrantLine,
+    decode,
+    encode,
+    lapsed,
+    steps,
+)
+from gateway.domain.ledger import Book, Entry, GrantBalance, Kind, balance, charge_entries
+from gateway.domain.units import AMOUNT_MAX
+from gateway.domain.usage import Basis, Usage
+from tests.support.stores import NOW_MS, charge
+
+AMOUNTS = st.integers(-AMOUNT_MAX, AMOUNT_MAX)
+TIMES = st.integers(0, 2**53)
+NUMBERS = st.integers(0, 2**32 - 1)
+TEXT = st.text(st.characters(codec=None), max_size=20)
+IDS = st.one_of(st.uuids().map(str), st.uuids().map(lambda each: str(each).upper()), TEXT, st.just("x" * 36))
+MAYBE = st.none() | TEXT
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+ROWS = st.builds(
+    ChargeRow,
+    hold_id=IDS,
+    account_id=IDS,
+    state=st.sampled_from(["lapsed", "settled"]),
+    created_at_ms=TIMES,
+    ended_at_ms=TIMES,
+    route=TEXT,
+    model=MAYBE,
+    upstream=MAYBE,
+    plan=TEXT,
+    feature=TEXT,
+    wallet=TEXT,
+    card_version=TEXT,
+    usage=st.builds(Usage, *[st.integers(0, AMOUNT_MAX)] * 7),
+    basis=st.sampled_from(Basis),
+    held=AMOUNTS,
+    charged=AMOUNTS,
+    overrun=AMOUNTS,
+    lines=st.lists(st.builds(GrantLine, TEXT, NUMBERS, AMOUNTS), max_size=4).map(tuple),
+    budgets=st.lists(st.builds(BudgetLine, NUMBERS, TIMES, AMOUNTS), max_size=4).map(tuple),
+    status=st.integers(0, 599),
+    end=TEXT,
+    key_id=st.none() | IDS,
+    team_id=st.none() | IDS,
+    user_id=st.none() | IDS,
+    job=MAYBE,
+    job_type=MAYBE,
+    metadata=st.dictionaries(TEXT, JSON, max_size=3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(ROWS)
+def test_decode_is_the_inverse_of_encode(row: ChargeRow) -> None:
+    assert decode(encode(row)) == row
+
+
+def test_the_usual_charge_is_small() -> None:
+    row = charge("01a1f8ad-4417-74f2-89a4-c2f1effb74e0", (12, 1_545_000), key_id="01a1f8ad-446a-7125-b5c2-1ea2401fd615")
+    assert len(encode(row)) < 300
+
+
+def _row_bytes() -> bytes:
+    return encode(charge("01a1f8ad-4417-74f2-89a4-c2f1effb74e0", (1, 5)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x01",
+        b"\x02" + _row_bytes()[1:],
+        _row_bytes()[:-1],
+        _row_bytes() + b"]",
+        _row_bytes()[:18] + b"\xff" * 200,
+        b"\x01\x00" + b"\0" * 16 + b"[]",
+        b"\x01\x00" + b"\0" * 16 + b"{}",
+        b"\x01\x00" + b"\0" * 16 + b"[[null,null]" + b",0" * 20 + b"]",
+        b"{}",
+    ],
+)
+def test_bytes_that_are_no_charge_are_a_value_error(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        decode(data)
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_charge_or_a_value_error(data: bytes) -> None:
+    try:
+        decode(data)
+    except ValueError:
+        return
+
+
+def test_a_lapse_is_the_note_with_what_it_is_charged() -> None:
+    note = charge("account", (1, 999), overrun=3, status=200, end="complete")
+    lines, budgets = (GrantLine("tokens", 1, 30), GrantLine("tokens", 2, 4)), (BudgetLine(1, 5, 34),)
+    row = lapsed(note, lines=lines, budgets=budgets, ended_at_ms=NOW_MS + 7)
+    assert (row.state, row.end, row.status, row.basis) == ("lapsed", "lapsed", 0, Basis.ESTIMATED)
+    assert (row.charged, row.overrun, row.lines, row.budgets) == (34, 0, lines, budgets)
+    assert (row.hold_id, row.created_at_ms, row.ended_at_ms) == (note.hold_id, note.created_at_ms, NOW_MS + 7)
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "todo"),
+    [
+        # nothing is known: the first word is written
+        ((), "lapsed", ("lapsed",)),
+        ((), "settled", ("settled",)),
+        # a lapse is provisional
+        (("lapsed",), "lapsed", ()),
+        (("lapsed",), "settled", ("reversed", "settled")),
+        # a settle is final
+        (("settled",), "lapsed", ()),
+        (("settled",), "settled", ()),
+        (("lapsed", "reversed", "settled"), "lapsed", ()),
+        (("lapsed", "reversed", "settled"), "settled", ()),
+    ],
+)
+def test_a_charge_moves_once_from_none_to_lapsed_to_settled(
+    known: tuple[str, ...], state: str, todo: tuple[str, ...]
+) -> None:
+    assert steps(known, state) == todo
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 3), AMOUNTS), max_size=12))
+def test_entries_of_a_flush_add_up_to_its_lines(lines: list[tuple[str, int, int]]) -> None:
+    entries = charge_entries(lines, seq_first=3, seq_last=9)
+    for wallet, grant in {(wallet, grant) for wallet, grant, _ in lines}:
+        mine = [(entry.kind, entry.amount) for entry in entries if (entry.wallet, entry.grant) == (wallet, grant)]
+        assert balance(mine).used == sum(amount for *key, amount in lines if key == [wallet, grant])
+        assert len(mine) <= 2
+    assert all(entry.amount > 0 and (entry.seq_first, entry.seq_last) == (3, 9) for entry in entries)
+
+
+def test_every_entry_is_between_a_grant_and_one_other_book() -> None:
+    for kind in Kind:
+        entry = Entry("tokens", 1, kind, 5)
+        assert (entry.debit is Book.GRANT) != (entry.credit is Book.GRANT)
+
+
+def test_a_grants_book_is_its_amount_less_its_use() -> None:
+    """Whatever is posted, the book's own sum is what the three columns say (rule 3 of the ledger)."""
+    entries: list[tuple[Kind, int]] = [(kind, 10 + i) for i, kind in enumerate(Kind)]
+    book = 0
+    for kind, amount in entries:
+        book += amount if Entry("t", 1, kind, amount).credit is Book.GRANT else -amount
+    columns: Any = balance(entries)
+    assert book == columns.amount - columns.used + columns.written_off
+    assert balance([]) == GrantBalance()
