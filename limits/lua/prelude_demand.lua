@@ -96,6 +96,9 @@ local function check_wallet(index, wallet, amount, minimum)
     refuse(verdict, 'w', wallet, 0, capacity, posted, held, need, available, resets)
     return
   end
+  if not vals[index] then
+    return
+  end
   local body
   cursor, body = take_grants(packed, wallet, amount, cursor)
   vals[index] = string.sub(packed, 1, 8)

@@ -311,7 +311,8 @@ local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
     if periods[3 * budget - 2] == number and periods[3 * budget - 1] == starts then
       pending, periods[3 * budget] = periods[3 * budget], 0
     end
-    bump_period(meta, base + wallets + bucket, number, starts, 0, pending, sign * values[amount], sign > 0 or pending > 0)
+    local held = sign * values[amount]
+    bump_period(meta, base + wallets + bucket, number, starts, 0, pending, held, held > 0 or pending > 0)
   end
   move_scopes(hold, at, flags, scopes, values, base + wallets + count, sign, actuals)
 end
