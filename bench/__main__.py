@@ -10,6 +10,7 @@ which shares the other core with the upstream and Redis.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import resource
 import subprocess
@@ -18,10 +19,11 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import bodies, report
+from bench import bodies, engine, report
 from bench.load import Seen, Shape, run
-from bench.processes import OTHER_CORE
+from bench.processes import GATEWAY_CORE, OTHER_CORE
 from bench.targets import HERE, Missing, Target, nginx, nginx_metered, tollgate_shipped, upstream
+from tests.support import servers
 
 BINARIES = HERE / "build"
 NOT_COMPARED = {
@@ -97,6 +99,16 @@ def measure(targets: list[Target], load: list[Shape], rounds: int) -> dict[tuple
     return seen
 
 
+def engine_figures(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Server time of the scripts and memory, per server and size of account."""
+    found = {}
+    for name, start_server in (("Redis 7.0", servers.redis7), ("Valkey", servers.valkey)):
+        with start_server() as server:
+            os.sched_setaffinity(server.pid, {GATEWAY_CORE})
+            found[name] = asyncio.run(engine.measure(server.url, rounds))
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--rounds", type=int, default=3)
@@ -117,6 +129,7 @@ def main() -> int:
         seen = measure(targets, load, rounds)
         streams = load[0].connections
     results = report.summary(targets, seen, idle, streams=streams, rounds=rounds, skipped=skipped)
+    results["engine"] = engine_figures(5 if options.quick else 40)
     print(report.table(results))
     if not options.quick:
         options.output.write_text(report.as_json(results))

@@ -139,6 +139,8 @@ def table(results: Mapping[str, Any]) -> str:
             ],
         ),
     ]
+    if "engine" in results:
+        parts.append(_engine_table(results["engine"]))
     lines = [f"{name}: {row['note']}" for name, row in rows]
     lines += [f"{name}: {row['errors']} calls failed" for name, row in rows if row["errors"]]
     lines += [f"{name}: {why}" for name, why in results["skipped"].items()]
@@ -146,6 +148,28 @@ def table(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     lines.append(f"{machine['cpu']}, one core each, Python {machine['python']}, medians of {results['rounds']} rounds")
     return "\n\n".join(parts) + "\n\n" + "\n".join(lines)
+
+
+def _engine_table(engine: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Server time per script, and what an account and an open hold take."""
+    kinds = {
+        "reserve": "reserve µs",
+        "settle": "settle µs",
+        "confirm": "confirm µs",
+        "account": "account B",
+        "hold": "hold B",
+    }
+    return _markdown(
+        ["engine, server time", *kinds.values()],
+        [
+            [
+                f"{server}, {size} account",
+                *(_figure(row[kind], 1 if "µs" in head else 0) for kind, head in kinds.items()),
+            ]
+            for server, sizes in engine.items()
+            for size, row in sizes.items()
+        ],
+    )
 
 
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
