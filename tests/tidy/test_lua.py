@@ -10,7 +10,7 @@ import pytest
 
 from tests.tidy.tree import ROOT, files
 
-SHARED = "prelude"  # prelude*.lua: local functions, put in front of the scripts that reach them
+SHARED = "prelude"  # prelude.lua, prelude_….lua: local functions, put in front of scripts
 SCRIPTS = [path for path in files("limits", suffixes={".lua"}) if not path.stem.startswith(SHARED)]
 IDS = [path.stem for path in SCRIPTS]
 SECTIONS = {
