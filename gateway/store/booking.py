@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from sqlalchemy import Row
@@ -32,6 +33,7 @@ _NEGATED: Final = (
     "held", "charged", "overrun",
 )  # fmt: skip
 _ID_MAX: Final = 36
+_DAY_MS: Final = 86_400_000
 _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -137,7 +139,7 @@ class Batch:
         """The lapse's row once more with all its amounts negated, at the time of the settle."""
         values = dict(lapse.values)
         values.update({name: -values[name] for name in _NEGATED})
-        values.update(state=REVERSED, at_ms=row.ended_at_ms, month=billing_month(row.ended_at_ms))
+        values.update(state=REVERSED, at_ms=row.ended_at_ms, month=_month(row.ended_at_ms // _DAY_MS))
         lines = tuple(GrantLine(line.wallet, line.grant, -line.amount) for line in lapse.change.lines)
         budgets = tuple(BudgetLine(line.budget, line.starts_at_ms, -line.amount) for line in lapse.change.budgets)
         return self._add(self.accounts[row.account_id], values, lines, budgets, now_ms)
@@ -201,19 +203,23 @@ def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | N
         return "no such state"
     if any(each.account_id != row.account_id for each in known):
         return "the hold is another account's"
-    ids = (row.hold_id, row.key_id, row.team_id, row.user_id)
-    if any(value is not None and (len(value) > _ID_MAX or not value.isascii() or "\0" in value) for value in ids):
-        return "not an id"
+    for value in (row.hold_id, row.key_id, row.team_id, row.user_id):
+        if value is not None and (len(value) > _ID_MAX or not value.isascii() or "\0" in value):
+            return "not an id"
     for line in row.lines:
         grant = account.grants.get(line.grant)
         if grant is None or grant.wallet != line.wallet:
             return f"no grant {line.grant} in wallet {line.wallet}"
+        if not 0 <= line.amount <= AMOUNT_MAX:
+            return "not an amount"
     for budget in row.budgets:
         if budget.budget not in account.budgets:
             return f"no budget {budget.budget}"
-    amounts = [line.amount for line in row.lines] + [line.amount for line in row.budgets]
-    if any(not 0 <= amount <= AMOUNT_MAX for amount in (*amounts, row.held, row.charged, row.overrun)):
-        return "not an amount"
+        if not 0 <= budget.amount <= AMOUNT_MAX:
+            return "not an amount"
+    for amount in (row.held, row.charged, row.overrun):
+        if not 0 <= amount <= AMOUNT_MAX:
+            return "not an amount"
     return None
 
 
@@ -226,7 +232,7 @@ def _values(row: ChargeRow) -> dict[str, Any]:
         "state": row.state,
         "created_at_ms": row.created_at_ms,
         "at_ms": row.ended_at_ms,
-        "month": billing_month(row.ended_at_ms),
+        "month": _month(row.ended_at_ms // _DAY_MS),
         "route": row.route,
         "model": _storable(row.model),
         "upstream": row.upstream,
@@ -254,6 +260,12 @@ def _values(row: ChargeRow) -> dict[str, Any]:
         "job_type": _storable(row.job_type),
         "metadata": _dumps(row.metadata) if row.metadata else "{}",
     }
+
+
+@lru_cache(maxsize=64)
+def _month(day: int) -> str:
+    """The billing month of a day since 1970: asked for each charge, and nearly always the same."""
+    return billing_month(day * _DAY_MS)
 
 
 def _storable(text: str | None) -> str | None:

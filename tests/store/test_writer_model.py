@@ -59,90 +59,89 @@ class Shared:
     writers: list[Store] = field(default_factory=list)
 
 
-def machine(shared: Shared) -> type[RuleBasedStateMachine]:
-    """A state machine on the shared stores, with accounts of its own in each example."""
+class Writers(RuleBasedStateMachine):
+    """On the shared stores, with accounts of its own in each example."""
 
-    class Writers(RuleBasedStateMachine):
-        @initialize()
-        def accounts(self) -> None:
-            self.store = shared.writers[0]
-            self.accounts = [shared.runner.run(self.open_account()) for _ in range(ACCOUNTS)]
-            self.holds = [Bill(index % ACCOUNTS) for index in range(HOLDS)]
-            self.ids = [new_id() for _ in range(HOLDS)]
+    shared: Shared
 
-        async def open_account(self) -> Any:
-            account = await self.store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
-            await self.store.grants.add(account.id, wallet="tokens", amount=500, now_ms=NOW_MS)
-            team = await self.store.members.create_team(account.id, "Core", now_ms=NOW_MS)
-            await self.store.members.set_budget(
-                "team", team.id, meter="tokens", amount=10**6, period=Period("month"), now_ms=NOW_MS
-            )
-            return account
+    @initialize()
+    def accounts(self) -> None:
+        self.store = self.shared.writers[0]
+        self.accounts = [self.shared.runner.run(self.open_account()) for _ in range(ACCOUNTS)]
+        self.holds = [Bill(index % ACCOUNTS) for index in range(HOLDS)]
+        self.ids = [new_id() for _ in range(HOLDS)]
 
-        def row(self, hold: int, state: str, one: int, two: int, budget: int) -> ChargeRow:
-            lines = [(number, amount) for number, amount in ((1, one), (2, two)) if amount]
-            budgets = ((1, NOW_MS, budget),) if budget else ()
-            account = self.accounts[self.holds[hold].account]
-            return charge(account, *lines, hold_id=self.ids[hold], state=state, budgets=budgets)
-
-        @rule(
-            arrivals=st.lists(
-                st.tuples(
-                    st.integers(0, HOLDS - 1),
-                    st.sampled_from(["settled", "lapsed"]),
-                    st.integers(0, 900),
-                    st.integers(0, 50),
-                    st.integers(0, 50),
-                ),
-                min_size=1,
-                max_size=6,
-            ),
-            writer=st.integers(0, 1),
+    async def open_account(self) -> Any:
+        account = await self.store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
+        await self.store.grants.add(account.id, wallet="tokens", amount=500, now_ms=NOW_MS)
+        team = await self.store.members.create_team(account.id, "Core", now_ms=NOW_MS)
+        await self.store.members.set_budget(
+            "team", team.id, meter="tokens", amount=10**6, period=Period("month"), now_ms=NOW_MS
         )
-        def commit(self, arrivals: list[tuple[int, str, int, int, int]], writer: int) -> None:
-            rows = [self.row(*arrival) for arrival in arrivals]
-            for (hold, *_), row in zip(arrivals, rows, strict=True):
-                self.holds[hold].take(row)
-            answers = shared.runner.run(shared.writers[writer].writer.commit(rows))
-            for (hold, *_), answer in zip(arrivals, answers, strict=True):
-                self.check(hold, answer)
+        return account
 
-        @rule(hold=st.integers(0, HOLDS - 1))
-        def ask_again(self, hold: int) -> None:
-            due = self.holds[hold].due
-            if due is not None:
-                [answer] = shared.runner.run(shared.writers[1].writer.commit([due]))
-                self.check(hold, answer)
+    def row(self, hold: int, state: str, one: int, two: int, budget: int) -> ChargeRow:
+        lines = [(number, amount) for number, amount in ((1, one), (2, two)) if amount]
+        budgets = ((1, NOW_MS, budget),) if budget else ()
+        account = self.accounts[self.holds[hold].account]
+        return charge(account, *lines, hold_id=self.ids[hold], state=state, budgets=budgets)
 
-        def check(self, hold: int, answer: Committed) -> None:
-            bill = self.holds[hold]
-            assert bill.due is not None
-            assert answer.state == bill.due.state
-            assert len(answer.changes) == bill.changes
-            for number in (1, 2):
-                moved = sum(line.amount for change in answer.changes for line in change.lines if line.grant == number)
-                assert moved == sum(line.amount for line in bill.due.lines if line.grant == number)
-            seqs = [change.seq for change in answer.changes]
-            assert seqs == sorted(set(seqs))
+    @rule(
+        arrivals=st.lists(
+            st.tuples(
+                st.integers(0, HOLDS - 1),
+                st.sampled_from(["settled", "lapsed"]),
+                st.integers(0, 900),
+                st.integers(0, 50),
+                st.integers(0, 50),
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+        writer=st.integers(0, 1),
+    )
+    def commit(self, arrivals: list[tuple[int, str, int, int, int]], writer: int) -> None:
+        rows = [self.row(*arrival) for arrival in arrivals]
+        for (hold, *_), row in zip(arrivals, rows, strict=True):
+            self.holds[hold].take(row)
+        answers = self.shared.runner.run(self.shared.writers[writer].writer.commit(rows))
+        for (hold, *_), answer in zip(arrivals, answers, strict=True):
+            self.check(hold, answer)
 
-        @invariant()
-        def the_database_agrees_with_the_model(self) -> None:
-            for index, account in enumerate(self.accounts):
-                bills = [bill for bill in self.holds if bill.account == index]
-                snapshot = shared.runner.run(self.store.state.snapshot(account.id))
-                assert snapshot.seq == sum(bill.changes for bill in bills)
-                due = [bill.due for bill in bills if bill.due is not None]
-                for grant in snapshot.grants:
-                    lines = [line.amount for row in due for line in row.lines if line.grant == grant.number]
-                    assert grant.used == sum(lines)
-                used = sum(line.amount for row in due for line in row.budgets)
-                assert sum(use.used for use in snapshot.budgets) == used
+    @rule(hold=st.integers(0, HOLDS - 1))
+    def ask_again(self, hold: int) -> None:
+        due = self.holds[hold].due
+        if due is not None:
+            [answer] = self.shared.runner.run(self.shared.writers[1].writer.commit([due]))
+            self.check(hold, answer)
 
-        def teardown(self) -> None:
-            for account in getattr(self, "accounts", ()):
-                assert shared.runner.run(_differences(self.store, account.id)) == []
+    def check(self, hold: int, answer: Committed) -> None:
+        bill = self.holds[hold]
+        assert bill.due is not None
+        assert answer.state == bill.due.state
+        assert len(answer.changes) == bill.changes
+        for number in (1, 2):
+            moved = sum(line.amount for change in answer.changes for line in change.lines if line.grant == number)
+            assert moved == sum(line.amount for line in bill.due.lines if line.grant == number)
+        seqs = [change.seq for change in answer.changes]
+        assert seqs == sorted(set(seqs))
 
-    return Writers
+    @invariant()
+    def the_database_agrees_with_the_model(self) -> None:
+        for index, account in enumerate(self.accounts):
+            bills = [bill for bill in self.holds if bill.account == index]
+            snapshot = self.shared.runner.run(self.store.state.snapshot(account.id))
+            assert snapshot.seq == sum(bill.changes for bill in bills)
+            due = [bill.due for bill in bills if bill.due is not None]
+            for grant in snapshot.grants:
+                lines = [line.amount for row in due for line in row.lines if line.grant == grant.number]
+                assert grant.used == sum(lines)
+            used = sum(line.amount for row in due for line in row.budgets)
+            assert sum(use.used for use in snapshot.budgets) == used
+
+    def teardown(self) -> None:
+        for account in getattr(self, "accounts", ()):
+            assert self.shared.runner.run(_differences(self.store, account.id)) == []
 
 
 async def _differences(store: Store, account_id: str) -> list[object]:
@@ -158,7 +157,7 @@ def test_whatever_comes_in_whatever_order_the_books_follow_the_model(place: Plac
         shared.writers = [runner.run(opened(place.folder)) for _ in range(2)]
         try:
             run_state_machine_as_test(
-                machine(shared),
+                type("Writers", (Writers,), {"shared": shared}),
                 settings=settings(
                     max_examples=25,
                     stateful_step_count=12,
