@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from gateway.billing.desk import Desk, shown
 from gateway.domain.accounts import Account, AccountStatus
+from gateway.domain.turns import Stay, decide
 from gateway.errors import Conflict, NotFound, RequestError
 from gateway.store.accounts import Accounts
 from gateway.store.common import PAGE_MAX, Page
@@ -28,6 +29,15 @@ class NewAccount:
     plan: str | None = None
     email: str | None = None
     external_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A wallet's open grants in sum, as SQL knows them: ``used`` is without what has not been written yet."""
+
+    wallet: str
+    limit: int
+    used: int
 
 
 class ImportProblem(RequestError):
@@ -74,6 +84,22 @@ class AccountService:
     async def get(self, ref: str) -> Account:
         """Raises AccountNotFound, RequestError (an e-mail of several), StoreUnavailable."""
         return await self._desk.account(ref)
+
+    async def holdings(self, account: Account) -> tuple[Account, tuple[Holding, ...]]:
+        """The account at this instant, turned where its period has ended, and what it was granted and has used.
+
+        Raises StoreUnavailable.
+        """
+        desk = self._desk
+        now_ms = desk.now_ms()
+        if not isinstance(decide(desk.catalog(), account.subscription, now_ms), Stay):
+            await desk.store.subscriptions.turn(account.id, now_ms=now_ms)
+            account = await desk.account(account.id)
+        sums: dict[str, tuple[int, int]] = {}
+        for grant in await desk.store.grants.list(account.id, open_at_ms=now_ms):
+            limit, used = sums.get(grant.wallet, (0, 0))
+            sums[grant.wallet] = limit + grant.amount, used + grant.used
+        return account, tuple(Holding(wallet, limit, used) for wallet, (limit, used) in sorted(sums.items()))
 
     async def set_status(self, ref: str, status: AccountStatus, *, reason: str = "") -> Account:
         """Suspend an account, or let it call again; twice is as once. Raises as ``get``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk, amount, shown
 from gateway.domain.accounts import Budget
-from gateway.domain.periods import parse_period
+from gateway.domain.periods import bounds, parse_period
 from gateway.domain.units import Meter, UnitError
 from gateway.errors import NotFound, RequestError
 
@@ -50,10 +50,19 @@ class BudgetService:
         await desk.deliver(account_id)
         return unit, budget
 
-    async def list(self, account_ref: str) -> tuple[Budget, ...]:
-        """Raises AccountNotFound, StoreUnavailable."""
-        account = await self._desk.account(account_ref)
-        return await self._desk.store.members.budgets(account.id)
+    async def list(self, account_ref: str) -> tuple[tuple[Budget, int], ...]:
+        """Each with what is used of it in its running period, in steps. Raises AccountNotFound, StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        snapshot = await desk.store.state.snapshot(account.id)
+        uses = {(use.number, use.starts_at_ms): use.used for use in snapshot.budgets}
+        now_ms = desk.now_ms()
+
+        def used(budget: Budget) -> int:
+            starts_at_ms, _ = bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
+            return uses.get((budget.number, starts_at_ms), 0)
+
+        return tuple((budget, used(budget)) for budget in await desk.store.members.budgets(account.id))
 
     async def remove(self, account_ref: str, number: int) -> None:
         """Raises AccountNotFound, NotFound, StoreUnavailable."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk
 from gateway.domain.accounts import Account, GrantState
 from gateway.errors import QuotaUnavailable
@@ -106,8 +107,12 @@ class ReportService:
         cursor: str | None = None,
         limit: int = 100,
     ) -> UsageReport:
-        """Raises AccountNotFound, BadRequest (group, cursor), StoreUnavailable."""
+        """``which.user_id`` may be the app's own name. Raises AccountNotFound, NotFound (user), BadRequest (group,
+        cursor), StoreUnavailable."""
         account = await self._desk.account(account_ref)
+        if which.user_id is not None:
+            user = await MemberService(self._desk).user(account.id, which.user_id)
+            which = replace(which, user_id=user.id)
         log = self._desk.store.usage
         totals = await log.totals(account.id, which, by=by)
         return UsageReport(account, by, totals, await log.list(account.id, which, cursor=cursor, limit=limit))

@@ -7,8 +7,10 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from gateway.billing.accounts import Holding
 from gateway.billing.reports import Balance, WalletBalance
 from gateway.domain.accounts import Account, Budget, GrantState, Subscription
 from gateway.domain.ledger import Book
@@ -58,10 +60,24 @@ def account_view(account: Account, catalog: Catalog, now_ms: int) -> View:
         "subscription_status": subscription.status.value,
         "period_starts_at": when(subscription.period_starts_at_ms),
         "period_ends_at": when(subscription.period_ends_at_ms),
+        "trial_starts_at": when(subscription.period_starts_at_ms) if subscription.trial_ends_at_ms else None,
         "trial_ends_at": when(subscription.trial_ends_at_ms),
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "created_at": when(account.created_at_ms),
     }
+
+
+def holdings_view(wallets: Sequence[Holding], catalog: Catalog) -> list[View]:
+    return [
+        {
+            "wallet": each.wallet,
+            "limit": UNLIMITED
+            if each.limit >= UNLIMITED_AMOUNT
+            else quantity(catalog.meters.get(each.wallet), each.limit),
+            "used": quantity(catalog.meters.get(each.wallet), each.used),
+        }
+        for each in wallets
+    ]
 
 
 def team_view(team: Team) -> View:
@@ -103,13 +119,14 @@ def key_view(key: Key, now_ms: int) -> View:
     }
 
 
-def budget_view(budget: Budget, meter: Meter | None) -> View:
+def budget_view(budget: Budget, meter: Meter | None, used: int = 0) -> View:
     return {
         "number": budget.number,
         "scope": budget.scope,
         "id": budget.scope_id,
         "meter": budget.meter,
         "amount": quantity(meter, budget.amount),
+        "used": quantity(meter, used),
         "period": str(budget.period),
         "anchor_at": when(budget.anchor_at_ms),
         "time_zone": budget.time_zone,

@@ -9,7 +9,7 @@ import typer
 
 from gateway.cli import groups
 from gateway.cli.frame import Reach, command
-from gateway.cli.terminal import Output, listing, record
+from gateway.cli.terminal import Output, listing, record, table
 from gateway.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 ACCOUNTS_SHOWN: Final = "id name external_id email status plan subscription_status period_ends_at"
 ONE_SHOWN: Final = (
-    "id name external_id email status plan subscription_status period_starts_at period_ends_at trial_ends_at created_at"
+    "id name external_id email status plan subscription_status "
+    "period_starts_at period_ends_at trial_starts_at trial_ends_at created_at"
 )
 TEAMS_SHOWN: Final = "id name external_id created_at"
 USERS_SHOWN: Final = "id name external_id email team created_at"
@@ -69,11 +70,15 @@ async def list_accounts(
 
 @command(groups.accounts, "show")
 async def show(office: Office, account: AccountRef) -> Output:
-    """Show an account: plan, status, trial and period."""
-    from gateway.billing.views import account_view
+    """Show an account: plan, status, trial, period, and what it has used of its limits."""
+    from gateway.billing.views import account_view, holdings_view
 
-    found = await office.accounts.get(account)
-    return record(account_view(found, office.desk.catalog(), office.desk.now_ms()), ONE_SHOWN)
+    found, holdings = await office.accounts.holdings(await office.accounts.get(account))
+    wallets = holdings_view(holdings, office.desk.catalog())
+    view = account_view(found, office.desk.catalog(), office.desk.now_ms())
+    head = record(view, ONE_SHOWN)
+    lines = (*head.lines, "", *table(wallets, "wallet limit used")) if wallets else head.lines
+    return Output({**view, "wallets": wallets}, lines)
 
 
 @command(groups.accounts, "set", Reach.DELIVERY)
@@ -171,7 +176,7 @@ async def create_user(
     email: Email = None,
     external_id: External = None,
 ) -> Output:
-    """Make a user. (Users that calls name are made on first sight.)"""
+    """Make a user; those that calls name are made on first sight."""
     from gateway.billing.views import user_view
 
     made = await office.members.create_user(account, name, external_id=external_id, email=email, team_ref=team)

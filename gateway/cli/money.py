@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gateway.domain.accounts import Account
 
 PLANS_SHOWN: Final = "name label price period renews allowance ends default"
-BUDGETS_SHOWN: Final = "number scope id meter amount period"
+BUDGETS_SHOWN: Final = "number scope id meter amount used period"
 Wallet = Annotated[str | None, typer.Option("--wallet", help="A meter; needed when there is more than one.")]
 Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="A plain decimal of the meter.")]
 Moment = Annotated[str, typer.Option("--ends-at", help="A time, a date, or a duration from now such as 7d.")]
@@ -119,7 +119,7 @@ async def set_budget(
     unit, budget = await office.budgets.set(
         scope, scope_id, meter=meter, text=amount, period=period, account_ref=account
     )
-    return record(budget_view(budget, unit), BUDGETS_SHOWN)
+    return record(budget_view(budget, unit), "number scope id meter amount period")
 
 
 @command(groups.budgets, "list")
@@ -128,7 +128,8 @@ async def list_budgets(office: Office, account: AccountRef) -> Output:
     from gateway.billing.views import budget_view
 
     meters = office.desk.catalog().meters
-    found = [budget_view(budget, meters.get(budget.meter)) for budget in await office.budgets.list(account)]
+    budgets = await office.budgets.list(account)
+    found = [budget_view(budget, meters.get(budget.meter), used) for budget, used in budgets]
     return listing(found, BUDGETS_SHOWN, nothing="This account has no budgets.")
 
 

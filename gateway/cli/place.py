@@ -13,21 +13,25 @@ import getpass
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Final, TypeVar
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from gateway.billing.desk import Desk
 from gateway.billing.office import Office, office_at
 from gateway.cli.frame import Place, Reach
 from gateway.cli.terminal import say
 from gateway.embedded import borrowed
-from gateway.errors import ConfigError, ServiceAway
+from gateway.errors import ConfigError, ServiceAway, StoreUnavailable
 from gateway.installation import Installation, open_installation
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher
 from gateway.quota.states import States
 from gateway.quota.turn import Turner
+from gateway.store import schema
 from gateway.store.common import wall_clock_ms
-from gateway.store.migration import check, head, migrate
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
 from limits.engine import Engine
@@ -90,13 +94,32 @@ async def store_of(installation: Installation, stack: AsyncExitStack) -> Store:
     url = installation.config.settings.database
     store = open_store(url, folder=installation.data, catalog=lambda: installation.config.catalog)
     stack.push_async_callback(store.close)
-    try:
-        await check(store.database)
-    except ConfigError:
-        if store.database.dialect != "sqlite":
-            raise
-        await migrate(store.database)
+    if await _revision(store) != _newest_revision():
+        from gateway.store.migration import check, migrate  # 20 % of a command's time, seldom needed
+
+        try:
+            await check(store.database)
+        except ConfigError:
+            if store.database.dialect != "sqlite":
+                raise
+            await migrate(store.database)
     return store
+
+
+async def _revision(store: Store) -> str | None:
+    """The database's revision; None when it cannot be told so simply."""
+    try:
+        async with store.database.read() as connection:
+            found = await connection.execute(text("SELECT version_num FROM alembic_version"))
+            return found.scalar_one_or_none()
+    except (StoreUnavailable, DBAPIError):  # no such table, or no such server: the full check says which
+        return None
+
+
+def _newest_revision() -> str:
+    """By the names of the revisions' files."""
+    files = Path(schema.__file__).parent.glob("migrations/versions/[0-9]*_*.py")
+    return max(file.name.partition("_")[0] for file in files)
 
 
 async def answering(client: Client) -> None:
@@ -118,6 +141,8 @@ def actor() -> str:
 def migrate_at(place: Place) -> dict[str, object]:
     """Bring the database to this release's schema and note the plans' versions. Raises ConfigError,
     StoreUnavailable."""
+    from gateway.store.migration import head, migrate
+
     installation = open_installation(place.config, place.data)
 
     async def job() -> dict[str, object]:

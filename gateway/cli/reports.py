@@ -54,7 +54,7 @@ async def usage(
     to: To = None,
     month: Annotated[str | None, typer.Option("--month", help="A billing month in UTC: 2026-11.")] = None,
     by: Annotated[str, typer.Option("--by", help="Sum by: month, feature, model, user_id, job_type, …; commas.")] = "",
-    user: Annotated[str | None, typer.Option("--user", help="A user's id.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user's id or external id.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="A key's id.")] = None,
     model: Annotated[str | None, typer.Option("--model")] = None,
     job: Annotated[str | None, typer.Option("--job")] = None,

@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from gateway.errors import QuotaUnavailable
+from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.quota.turn import Turner, nonce
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
@@ -25,10 +25,10 @@ class States:
         self._turner = turner
 
     async def deliver(self, account_id: str) -> bool:
-        """Tell Redis that SQL changed; False when it does not answer now. Raises StoreUnavailable."""
+        """Tell Redis that SQL changed; False when that has to wait for the reaper."""
         try:
             await self._turner.push(account_id)
-        except EngineUnavailable:
+        except (EngineUnavailable, StoreUnavailable):
             return False
         return True
 

@@ -22,9 +22,22 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
 def test_an_account_starts_on_the_default_plan_and_is_found_by_each_of_its_names(cli: Cli) -> None:
     made = cli.ok("accounts", "create", "Acme", "--email", "Ops@acme.org", "--external-id", "org-1")
     assert (made["plan"], made["subscription_status"], made["status"]) == ("trial", "trialing", "active")
+    wallets = [{"wallet": "tokens", "limit": "6000", "used": "0"}]
     for name in (made["id"], "org-1", "ops@ACME.org"):
-        assert cli.ok("accounts", "show", name) == made
+        assert cli.ok("accounts", "show", name) == {**made, "wallets": wallets}
     assert cli.ok("accounts", "list") == [made]
+
+
+def test_a_period_that_ended_is_shown_turned_before_any_call_noticed(cli: Cli) -> None:
+    trial, pro = cli.account(), cli.account("Pro", "--plan", "pro")
+    _execute(cli, "UPDATE subscriptions SET period_ends_at_ms = 1700000000000, granted_until_ms = 1700000000000")
+    _execute(cli, "UPDATE grants SET starts_at_ms = 1690000000000, expires_at_ms = 1700000000000")
+    seen = {account["id"]: account["subscription_status"] for account in cli.ok("accounts", "list")}
+    assert seen == {trial: "expired", pro: "active"}
+    assert cli.ok("accounts", "show", trial)["wallets"] == []
+    assert cli.ok("accounts", "show", pro)["wallets"] == [{"wallet": "tokens", "limit": "500000", "used": "0"}]
+    assert _available(cli, pro) == "500000" and _available(cli, trial) == "0"
+    assert [row["kind"] for row in cli.ok("transactions", pro)] == ["granted", "granted"]
 
 
 def test_a_list_goes_on_where_the_last_page_ended(cli: Cli) -> None:
@@ -136,7 +149,10 @@ def test_a_budget_is_set_replaced_and_lifted(cli: Cli) -> None:
     assert (same["number"], same["amount"]) == (1, "20")
     key = cli.ok("keys", "create", account)
     cli.ok("budgets", "set", "key", key["id"], "credits", "3", "--period", "month")
-    assert [budget["scope"] for budget in cli.ok("budgets", "list", account)] == ["team", "key"]
+    assert [(each["scope"], each["used"]) for each in cli.ok("budgets", "list", account)] == [
+        ("team", "0"),
+        ("key", "0"),
+    ]
     cli.ok("budgets", "remove", account, "1")
     assert [budget["scope"] for budget in cli.ok("budgets", "list", account)] == ["key"]
 
@@ -176,6 +192,8 @@ def test_usage_balance_and_transactions_tell_what_was_charged(cli: Cli) -> None:
         ("charged", "-1.75"), ("granted", "6000"),
     ]  # fmt: skip
     assert cli.ok("usage", account, "--from", "2099-01-01")["records"] == []
+    cli.ok("users", "create", account, "Bob", "--external-id", "bob")
+    assert cli.ok("usage", account, "--user", "bob")["records"] == []
     page = cli.ok("usage", account, "--limit", "1")
     assert [record["charged"] for record in cli.ok("usage", account, "--after", page["next"])["records"]] == ["1.5"]
 
