@@ -69,7 +69,8 @@ def run(binary: Path, shape: Shape, *, port: int, keys: Path, gateway: Program |
                 report = json.loads(line)
         complaint = process.stderr.read()
     if process.returncode or not report:
-        raise RuntimeError(f"{shape.name} against port {port}: {complaint.strip() or 'nothing was answered'}")
+        words = gateway.last_words() if gateway else ""
+        raise RuntimeError(f"{shape.name}, port {port}: {complaint.strip() or 'nothing was answered'}\n{words}")
     return Seen(
         requests=report["requests"],
         chunks=report["chunks"],

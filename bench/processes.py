@@ -57,8 +57,12 @@ class Program:
         deadline = time.monotonic() + within_s
         while not ready():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{self._process.args!r} did not start:\n{self._log.read_text()[-3000:]}")
+                raise RuntimeError(f"{self._process.args!r} did not start:\n{self.last_words()}")
             time.sleep(0.05)
+
+    def last_words(self) -> str:
+        """The end of what it wrote, for a complaint."""
+        return self._log.read_text()[-3000:]
 
     def family(self) -> list[int]:
         """Its pid and those of its descendants, stores left out."""
