@@ -175,7 +175,7 @@ def bill_of(
     )
     charge = engine.Charge(hold.account, hold.hold_id, engine.ChargeState.SETTLED, lines, budgets, b"")
     actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.windows)
-    return Bill(row, charge, actuals, released=not served or work.free)
+    return Bill(row, charge, actuals, released=not served)
 
 
 def _budget_amount(work: Work, budget: engine.BudgetDemand, usage: Usage, charged: int, served: bool) -> int:

@@ -28,7 +28,7 @@ LEASE_MS = 5_000
 ABANDONED_AFTER_MS = 5_000
 ENTRIES_AT_ONCE = 200
 LAPSES_AT_ONCE = 50
-PARTITIONS_AT_ONCE = 64
+ROUND_TICKS = 4  # each partition is looked at this often, in ticks
 SEQS_EVERY_TICKS = 5
 AHEAD_EVERY_TICKS = 60
 
@@ -70,7 +70,7 @@ class Reaper:
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
         self._ticks = 0
-        self.outbox_entries = 0
+        self._waiting = [0] * ROUND_TICKS
 
     async def run(self) -> None:
         """Tick until cancelled; an outage of Redis or SQL skips a tick."""
@@ -83,16 +83,15 @@ class Reaper:
                 log.debug("reaper: skipped a tick: %s", type(error).__name__)
 
     async def tick(self) -> None:
-        """One round over all partitions. Raises EngineUnavailable, StoreUnavailable."""
+        """Pushes, and a share of the partitions: all of them in ``ROUND_TICKS``. Raises EngineUnavailable,
+        StoreUnavailable."""
         self._ticks += 1
         await self._turner.deliver_pushes()
-        waiting = 0
-        for start in range(0, self._partitions, PARTITIONS_AT_ONCE):
-            group = range(start, min(start + PARTITIONS_AT_ONCE, self._partitions))
-            counts = await asyncio.gather(*(self._tend(partition) for partition in group))
-            waiting += sum(counts)
-        self.outbox_entries = waiting
-        self._metrics.outbox_entries.set((), waiting)
+        share = range(self._ticks % ROUND_TICKS, self._partitions, ROUND_TICKS)
+        self._waiting[self._ticks % ROUND_TICKS] = sum(
+            await asyncio.gather(*(self._tend(partition) for partition in share))
+        )
+        self._metrics.outbox_entries.set((), sum(self._waiting))
         if self._ticks % SEQS_EVERY_TICKS == 0:
             for account_id, seq in await self._seqs.last_seqs(older_than_ms=10_000, newer_than_ms=60_000):
                 await self._engine.sync_seq(account_id, seq)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from gateway.domain import messages, plans, turns
 from gateway.domain.accounts import Subscription
@@ -15,9 +16,11 @@ from gateway.errors import (
     BudgetExceeded,
     CallTooLarge,
     ConcurrencyLimited,
+    FeatureNotInPlan,
     HeldElsewhere,
     InsufficientTokens,
     LimitExceeded,
+    ModelNotInPlan,
     RateLimited,
     Refusal,
     RefusalDetail,
@@ -40,6 +43,8 @@ _HINTS: Mapping[str, str] = {
     "concurrency_limited": "Wait for one of the running calls to end.",
     "trial_expired": "Choose a plan.",
     "subscription_inactive": "Renew or choose a plan.",
+    "feature_not_in_plan": "Move to a plan that includes it.",
+    "model_not_in_plan": "Choose another model, or move to a plan that includes it.",
 }
 
 
@@ -61,6 +66,29 @@ def inactive(situation: Situation) -> Refusal:
     detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, situation.plan))
     text = messages.render(situation.catalog, kind.code, messages.Facts(plan=situation.plan))
     return kind(text.text, title=text.title, detail=detail)
+
+
+def not_in_plan(catalog: Catalog, plan: Plan, feature: str, model: str) -> Refusal | None:
+    """What the plan does not include: the feature, or the model by its name; None when it includes both."""
+    if not _has_feature(plan, feature):
+        kind: type[Refusal] = FeatureNotInPlan
+        offers = tuple(other for other in catalog.plans.values() if _has_feature(other, feature))
+    elif not _has_model(plan, model):
+        kind = ModelNotInPlan
+        offers = tuple(other for other in catalog.plans.values() if _has_model(other, model))
+    else:
+        return None
+    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, plan))
+    text = messages.render(catalog, kind.code, messages.Facts(plan=plan, feature=feature, model=model))
+    return kind(text.text, title=text.title, detail=detail)
+
+
+def _has_feature(plan: Plan, feature: str) -> bool:
+    return plan.features is None or feature in plan.features
+
+
+def _has_model(plan: Plan, model: str) -> bool:
+    return plan.models is None or any(fnmatchcase(model, pattern) for pattern in plan.models)
 
 
 def kind_of(refused: engine.Refused) -> type[Refusal]:

@@ -24,7 +24,7 @@ from limits.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
 
-FLUSH_S = 0.05
+FLUSH_S = 0.1  # one transaction for all that ends meanwhile: its price is shared
 BATCH_MAX = 500
 RETRY_S = 0.5
 CONFIRMS_AT_ONCE = 256

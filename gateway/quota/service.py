@@ -17,25 +17,17 @@ from typing import Any
 
 from uuid_utils import uuid7
 
-from gateway.domain import messages
 from gateway.domain.accounts import Account, Caller
 from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
-from gateway.errors import (
-    FeatureNotInPlan,
-    Overloaded,
-    QuotaUnavailable,
-    StoreUnavailable,
-    SubscriptionInactive,
-    TollgateError,
-)
+from gateway.errors import Overloaded, QuotaUnavailable, StoreUnavailable, SubscriptionInactive
 from gateway.metrics import Metrics
 from gateway.quota.admission import Admission, Bill, Facts, facts_row
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
-from gateway.quota.refusals import Situation, inactive, refusal
+from gateway.quota.refusals import Situation, inactive, not_in_plan, refusal
 from gateway.quota.scribe import Scribe
-from gateway.quota.translate import Work, clamp_output, cost_in, demand_of, depends_on_output, refused_at
+from gateway.quota.translate import Shapes, Work, clamp_output, cost_in, depends_on_output, refused_at
 from gateway.quota.turn import Turner, nonce
 from limits import model as engine_model
 from limits.engine import Engine
@@ -56,6 +48,7 @@ class Ask:
     caller: Caller
     catalog: Catalog
     work: Work
+    model: str  # as the caller named it
     facts: Facts
     choices: int
     output_floor: int  # a clamp must stay above it (thinking budget)
@@ -84,6 +77,7 @@ class Quota:
         self._metrics = metrics
         self._spawn = spawn
         self.clock = clock
+        self._shapes = Shapes()
 
     async def warm_up(self, partitions: int, reassert_wait_ms: int) -> None:
         """Meet every partition before the first call: in a new Redis each begins with its re-assertion wait.
@@ -111,13 +105,17 @@ class Quota:
             raise QuotaUnavailable(retry_after_s=2) from error
 
     async def _admit(self, ask: Ask) -> Admission:
-        caller, work, clamped_to = ask.caller, ask.work, None
+        caller, work, clamped_to, is_fresh = ask.caller, ask.work, None, False
         for _ in range(ATTEMPTS_MAX):
             plan = plan_of(caller, ask.catalog)
-            if ask.work.feature.name not in (plan.features if plan.features is not None else (ask.work.feature.name,)):
-                raise feature_refused(ask.catalog, plan, ask.work.feature.name)
             account = caller.account
             assert account is not None, "plan_of found its plan"
+            excluded = not_in_plan(ask.catalog, plan, ask.work.feature.name, ask.model)
+            if excluded is not None:
+                if is_fresh or not await self._changed(account):
+                    raise excluded
+                caller, is_fresh = await ask.refresh(), True
+                continue
             situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
             if not account.subscription.status.usable and not await self._changed(account):
                 raise inactive(situation)
@@ -136,7 +134,7 @@ class Quota:
                 case engine_model.Turn(_, server_ms):
                     await self.turner.turn(account.id, server_ms)
                 case engine_model.Reauth():
-                    caller, work, clamped_to = await ask.refresh(), ask.work, None
+                    caller, work, clamped_to, is_fresh = await ask.refresh(), ask.work, None, True
                 case engine_model.Late(server_ms):
                     self.clock.saw(server_ms)
                 case engine_model.Warming(_, _, record):
@@ -161,7 +159,7 @@ class Quota:
             account=account_id,
             hold_id=hold_id,
             rev=caller.account.rev,
-            demand=demand_of(caller, plan, work, now_ms),
+            demand=self._shapes.of(caller, plan).demand(work, now_ms),
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,
@@ -235,12 +233,6 @@ def plan_of(caller: Caller, catalog: Catalog) -> Plan:
     if plan is None:
         raise SubscriptionInactive
     return plan
-
-
-def feature_refused(catalog: Catalog, plan: Plan, feature: str) -> TollgateError:
-    """The plan does not include this feature, in the config's words."""
-    text = messages.render(catalog, FeatureNotInPlan.code, messages.Facts(plan=plan, feature=feature))
-    return FeatureNotInPlan(text.text, title=text.title)
 
 
 def _lower(work: Work, refused: engine_model.Refused, plan: Plan, ask: Ask) -> Work | engine_model.Refused:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from gateway.domain import periods, plans
-from gateway.domain.accounts import AccountSnapshot, Budget, Caller
+from gateway.domain.accounts import AccountSnapshot, Caller
 from gateway.domain.plans import Feature, Limits, Model, Plan
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
@@ -72,52 +72,100 @@ def scopes_of(caller: Caller) -> dict[str, engine.Scope]:
     return scopes
 
 
-def demand_of(caller: Caller, plan: Plan, work: Work, now_ms: int) -> engine.Demand:
-    """The whole vector of one call: wallet, budgets, windows and concurrency of every scope it falls into."""
-    scopes = scopes_of(caller)
-    windows: list[engine.WindowDemand] = []
-    concurrency: list[engine.ConcurrencyDemand] = []
-    for kind, limits in plan.limits.items():
-        scope = scopes.get(kind)
-        if scope is not None:
-            windows += _windows(scope, limits, work)
-            if limits.concurrent is not None:
-                concurrency.append(engine.ConcurrencyDemand(scope, limits.concurrent))
-    if work.free:
-        return engine.Demand((), (), tuple(w for w in windows if w.name == "requests"), tuple(concurrency))
-    amount = price_of_bound(work, work.feature.wallet)
-    wallet = engine.WalletDemand(
-        work.feature.wallet, amount, 0, _abandoned(plan, work, work.feature.wallet, amount)
-    )
-    budgets = tuple(
-        _budget(budget, scopes[budget.scope], plan, work, now_ms)
-        for budget in caller.budgets
-        if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id
-    )
-    return engine.Demand((wallet,), budgets, tuple(windows), tuple(concurrency))
+class Shape:
+    """What of a demand vector does not depend on the size of the call: whose limits and budgets there are to meet.
 
+    One per caller, plan and feature, kept as long as none of them changes; ``demand`` fills in a call's amounts.
+    """
 
-def _budget(budget: Budget, scope: engine.Scope, plan: Plan, work: Work, now_ms: int) -> engine.BudgetDemand:
-    start_ms, end_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
-    amount = price_of_bound(work, budget.meter)
-    abandon = _abandoned(plan, work, budget.meter, amount)
-    return engine.BudgetDemand(
-        budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon
-    )
+    def __init__(self, caller: Caller, plan: Plan) -> None:
+        scopes = scopes_of(caller)
+        self._plan = plan
+        self._windows: list[engine.WindowDemand] = []
+        self._by_tokens: list[engine.WindowDemand] = []
+        self._concurrency: list[engine.ConcurrencyDemand] = []
+        for kind, limits in plan.limits.items():
+            if kind in scopes:
+                self._limit(scopes[kind], limits)
+        self._requests = tuple(window for window in self._windows if window.name == "requests")
+        self._budgets = [
+            (budget, scopes[budget.scope])
+            for budget in caller.budgets
+            if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id
+        ]
+        self._periods: list[tuple[int, int]] = [(0, 1)] * len(self._budgets)
 
+    def _limit(self, scope: engine.Scope, limits: Limits) -> None:
+        if limits.requests_per_minute is not None:
+            self._windows.append(engine.WindowDemand(scope, "requests", MINUTE_MS, limits.requests_per_minute, 1))
+        if limits.tokens_per_minute is not None:
+            self._by_tokens.append(engine.WindowDemand(scope, "tokens", MINUTE_MS, limits.tokens_per_minute, 0))
+        if limits.uses is not None:
+            length_ms = limits.uses.per_s * 1000
+            self._windows.append(engine.WindowDemand(scope, "uses", length_ms, limits.uses.max, 1))
+        if limits.concurrent is not None:
+            self._concurrency.append(engine.ConcurrencyDemand(scope, limits.concurrent))
 
-def _windows(scope: engine.Scope, limits: Limits, work: Work) -> list[engine.WindowDemand]:
-    windows = []
-    if limits.requests_per_minute is not None:
-        windows.append(engine.WindowDemand(scope, "requests", MINUTE_MS, limits.requests_per_minute, 1))
-    if limits.tokens_per_minute is not None and not work.free:
+    def demand(self, work: Work, now_ms: int) -> engine.Demand:
+        """The whole vector of one call: wallet, budgets, windows and concurrency. Raises PriceMissing."""
+        if work.free:
+            return engine.Demand((), (), self._requests, tuple(self._concurrency))
+        wallet = work.feature.wallet
+        amount = price_of_bound(work, wallet)
+        abandon = _abandoned(self._plan, work, wallet, amount)
         tokens = work.input_tokens + work.output_tokens
-        windows.append(engine.WindowDemand(scope, "tokens", MINUTE_MS, limits.tokens_per_minute, tokens))
-    if limits.uses is not None and not work.free:
-        windows.append(
-            engine.WindowDemand(scope, "uses", limits.uses.per_s * 1000, limits.uses.max, work.uses)
+        by_tokens = [
+            engine.WindowDemand(window.scope, "tokens", MINUTE_MS, window.limit, tokens) for window in self._by_tokens
+        ]
+        windows = self._windows if work.uses == 1 else [_used(window, work.uses) for window in self._windows]
+        priced = {wallet: (amount, abandon)}
+        budgets = tuple(self._budget(index, work, now_ms, priced) for index in range(len(self._budgets)))
+        return engine.Demand(
+            (engine.WalletDemand(wallet, amount, 0, abandon),),
+            budgets,
+            (*windows, *by_tokens),
+            tuple(self._concurrency),
         )
-    return windows
+
+    def _budget(
+        self, index: int, work: Work, now_ms: int, priced: dict[str, tuple[int, int]]
+    ) -> engine.BudgetDemand:
+        budget, scope = self._budgets[index]
+        start_ms, end_ms = self._periods[index]
+        if not start_ms <= now_ms < end_ms:
+            start_ms, end_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
+            self._periods[index] = (start_ms, end_ms)
+        found = priced.get(budget.meter)
+        if found is None:
+            amount = price_of_bound(work, budget.meter)
+            found = priced[budget.meter] = (amount, _abandoned(self._plan, work, budget.meter, amount))
+        amount, abandon = found
+        return engine.BudgetDemand(
+            budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon
+        )
+
+
+def _used(window: engine.WindowDemand, uses: int) -> engine.WindowDemand:
+    return replace(window, amount=uses) if window.name == "uses" else window
+
+
+class Shapes:
+    """Shapes of recent callers, bounded."""
+
+    def __init__(self, entries_max: int = 20_000) -> None:
+        self._entries_max = entries_max
+        self._known: dict[tuple[str | int | None, ...], Shape] = {}
+
+    def of(self, caller: Caller, plan: Plan) -> Shape:
+        account = caller.account
+        assert account is not None, "a demand is an account's"
+        key = (caller.key_id, caller.user_id, caller.team_id, account.id, account.rev, plan.name, plan.version)
+        shape = self._known.get(key)
+        if shape is None:
+            if len(self._known) >= self._entries_max:
+                self._known.clear()
+            shape = self._known[key] = Shape(caller, plan)
+        return shape
 
 
 def snapshot_of(snapshot: AccountSnapshot) -> engine.Snapshot:
