@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
-from sqlalchemy import Row
-
 from gateway.domain.charges import (
     LAPSED,
     REVERSED,
@@ -82,13 +80,14 @@ class Known:
     values: Mapping[str, Any]
 
     @classmethod
-    def of(cls, row: Row[Any]) -> Known:
-        values = dict(row._mapping)
+    def of(cls, values: Mapping[str, Any]) -> Known:
+        """From the columns of ``usage``."""
         lines = tuple(
-            GrantLine(line[3] if len(line) > 3 else row.wallet, line[0], line[1]) for line in json.loads(row.lines)
+            GrantLine(line[3] if len(line) > 3 else values["wallet"], line[0], line[1])
+            for line in json.loads(values["lines"])
         )
-        budgets = tuple(BudgetLine(*line) for line in json.loads(row.budgets))
-        return cls(row.account_id, row.state, ChargeChange(row.seq, lines, budgets), values)
+        budgets = tuple(BudgetLine(*line) for line in json.loads(values["budgets"]))
+        return cls(values["account_id"], values["state"], ChargeChange(values["seq"], lines, budgets), values)
 
 
 class Batch:

@@ -1,4 +1,4 @@
-"""The database: one engine per process on SQLite or PostgreSQL, three ways to use it, and its exceptions mapped once.
+"""The database: one engine per process on SQLite or PostgreSQL, the ways to use it, and its exceptions mapped once.
 
 Rules
 1. ``write`` is one transaction that reads what it writes: SQLite takes its write lock at BEGIN (else concurrent
@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import asyncpg
 from sqlalchemy import event, exc, text
@@ -27,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from gateway.errors import ConfigError, Conflict, StoreUnavailable
+from gateway.store.script import Script, run_postgres, run_sqlite
 
 EMBEDDED: Final = "embedded"
 EMBEDDED_FILE: Final = "tollgate.db"
@@ -54,14 +56,23 @@ _POSTGRES_SETTINGS: Final = {
 }
 
 Dialect = Literal["sqlite", "postgresql"]
+T = TypeVar("T")
 
 
 class Database:
-    """An engine and its three ways in. Made by ``open_database``; belongs to one event loop."""
+    """An engine and the ways in. Made by ``open_database``; belongs to one event loop."""
 
-    def __init__(self, engine: AsyncEngine, dialect: Dialect, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        dialect: Dialect,
+        *,
+        thread: SqliteThread | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self.engine = engine
         self.dialect = dialect
+        self._thread = thread
         self._read_s = timeout_s or READ_TIMEOUT_S
         self._write_s = timeout_s or WRITE_TIMEOUT_S
         self._one_writer = asyncio.Lock()  # SQLite has one writer: queue fairly here instead of polling its lock
@@ -97,6 +108,20 @@ class Database:
                 await stack.enter_async_context(self._one_writer)
             yield await stack.enter_async_context(self.engine.begin())
 
+    async def run(self, script: Script[T]) -> T:
+        """One transaction as ``write``, given as a script: the cheap way, for what is done all the time."""
+        async with _mapped(), asyncio.timeout(self._write_s):
+            if self._thread is not None:
+                async with self._one_writer:
+                    return await self._thread.run(script)
+            async with self._reads.connect() as connection:
+                raw = (await connection.get_raw_connection()).driver_connection
+                try:
+                    return await run_postgres(raw, script)
+                except BaseException:
+                    await connection.invalidate()
+                    raise
+
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that may change tables and take long. SQLite's foreign keys rest meanwhile: rebuilding a table
@@ -104,7 +129,8 @@ class Database:
         async with _mapped(), asyncio.timeout(MIGRATE_TIMEOUT_S):
             if self.dialect == "postgresql":
                 async with self.engine.begin() as connection:
-                    await connection.execute(text("SET LOCAL statement_timeout = 0"))
+                    for setting in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+                        await connection.execute(text(f"SET LOCAL {setting} = 0"))
                     yield connection
                 return
             async with self._one_writer, self._reads.connect() as connection:
@@ -127,6 +153,8 @@ class Database:
         return True
 
     async def close(self) -> None:
+        if self._thread is not None:
+            await self._thread.close()
         await self.engine.dispose()
 
 
@@ -147,6 +175,46 @@ def open_database(url: str, *, folder: Path, timeout_s: float | None = None) -> 
     if separator and scheme in ("postgresql", "postgres"):
         return _open_postgres(url, timeout_s)
     raise ConfigError(["storage.database: expected embedded, sqlite:///PATH or postgresql://…"])
+
+
+class SqliteThread:
+    """A connection with a thread of its own, for scripts: one change of threads for a whole transaction."""
+
+    def __init__(self, path: Path, wait_s: float) -> None:
+        self._path = path
+        self._wait_s = wait_s
+        self._thread = ThreadPoolExecutor(1, "sqlite")
+        self._connection: sqlite3.Connection | None = None
+
+    async def run(self, script: Script[T]) -> T:
+        """Raises sqlite3.Error. Cancelled, it interrupts what runs, and waits for the thread to be free again."""
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._run, script)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if self._connection is not None:
+                self._connection.interrupt()
+            work.add_done_callback(lambda done: done.exception())  # nobody else will look
+            await asyncio.wait([work], timeout=CLOSE_TIMEOUT_S)
+            raise
+
+    def _run(self, script: Script[T]) -> T:
+        if self._connection is None:
+            connection = sqlite3.connect(
+                self._path, timeout=self._wait_s, isolation_level=None, check_same_thread=False
+            )
+            for pragma in _SQLITE_PRAGMAS:
+                connection.execute(f"PRAGMA {pragma}")
+            self._connection = connection
+        return run_sqlite(self._connection, script)
+
+    async def close(self) -> None:
+        def close() -> None:
+            if self._connection is not None:
+                self._connection.close()
+
+        await asyncio.get_running_loop().run_in_executor(self._thread, close)
+        self._thread.shutdown()
 
 
 def _open_sqlite(path: Path, timeout_s: float | None) -> Database:
@@ -178,7 +246,7 @@ def _open_sqlite(path: Path, timeout_s: float | None) -> Database:
         if statement:
             connection.exec_driver_sql(statement)
 
-    return Database(engine, "sqlite", timeout_s=timeout_s)
+    return Database(engine, "sqlite", thread=SqliteThread(path, wait_s), timeout_s=timeout_s)
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # the driver has no types
@@ -212,13 +280,22 @@ async def _mapped() -> AsyncIterator[None]:
     """Driver exceptions become ours; what is a bug here stays what it is."""
     try:
         yield
-    except exc.IntegrityError as error:
+    except (exc.IntegrityError, sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError) as error:
         raise Conflict from error
-    except (exc.ProgrammingError, exc.DataError):
+    except (exc.ProgrammingError, exc.DataError, asyncpg.SyntaxOrAccessError, asyncpg.DataError):
         raise
     except (exc.DBAPIError, exc.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        if getattr(getattr(error, "orig", None), "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
-            raise  # SQLite's own way to say: no such table, bad syntax
+        if _is_bug(getattr(error, "orig", None)):
+            raise
         raise StoreUnavailable from error
-    except (OSError, TimeoutError, sqlite3.OperationalError) as error:
+    except sqlite3.DatabaseError as error:
+        if _is_bug(error):
+            raise
         raise StoreUnavailable from error
+    except (OSError, TimeoutError) as error:
+        raise StoreUnavailable from error
+
+
+def _is_bug(error: object) -> bool:
+    """SQLite's own way to say: no such table, bad syntax."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

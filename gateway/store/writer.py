@@ -13,31 +13,23 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import bindparam, func, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.charges import ChargeRow, Committed
 from gateway.domain.ledger import charge_entries
 from gateway.store.booking import Account, Batch, Grant, Known
-from gateway.store.common import among, inserting, wall_clock_ms
-from gateway.store.database import Database
+from gateway.store.common import among, inserting, storable, wall_clock_ms
+from gateway.store.database import Database, Dialect
 from gateway.store.grants import entry_values
 from gateway.store.schema import accounts, budget_uses, budgets, grants, ledger, usage, usage_rejects
+from gateway.store.script import Prepared, Script, prepare
 
 BATCH_MAX: Final = 1000
-
-_SEQ: Final = (
-    update(accounts)
-    .where(accounts.c.id == bindparam("account"))
-    .values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))
-)
-_USED: Final = (
-    update(grants)
-    .where(grants.c.account_id == bindparam("account"), grants.c.number == bindparam("grant"))
-    .values(used=grants.c.used + bindparam("added"))
-)
+_USAGE: Final = tuple(column.name for column in usage.c)
 
 
 class Writer:
@@ -46,32 +38,7 @@ class Writer:
     def __init__(self, database: Database, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
         self._database = database
         self._now_ms = now_ms
-        dialect = database.dialect
-        self._lock = (
-            select(accounts.c.id, accounts.c.seq)
-            .where(among(dialect, accounts.c.id, "ids"))
-            .order_by(accounts.c.id)
-            .with_for_update(key_share=True)
-        )
-        of_holds = among(dialect, usage.c.hold_id, "holds")
-        self._known = select(usage).where(of_holds).order_by(usage.c.account_id, usage.c.seq)
-        grant_columns = (
-            grants.c.account_id, grants.c.number, grants.c.wallet, grants.c.amount, grants.c.used,
-            grants.c.starts_at_ms, grants.c.expires_at_ms,
-        )  # fmt: skip
-        of_accounts = among(dialect, grants.c.account_id, "ids")
-        self._grants = select(*grant_columns).where(
-            of_accounts, or_(grants.c.expires_at_ms == 0, grants.c.expires_at_ms > bindparam("since_ms"))
-        )
-        self._all_grants = select(*grant_columns).where(of_accounts)
-        of_accounts = among(dialect, budgets.c.account_id, "ids")
-        self._budgets = select(budgets.c.account_id, budgets.c.number).where(of_accounts)
-        self._reject = inserting(dialect, usage_rejects).on_conflict_do_nothing()
-        use = inserting(dialect, budget_uses)
-        self._use = use.on_conflict_do_update(
-            index_elements=["account_id", "number", "starts_at_ms"],
-            set_={"used": budget_uses.c.used + use.excluded.used},
-        )
+        self._sql = _Statements.of(database.dialect)
 
     async def commit(self, rows: Sequence[ChargeRow]) -> list[Committed]:
         """Book these charges, at most ``BATCH_MAX``; the answers are in their order, one each.
@@ -81,48 +48,47 @@ class Writer:
         if not rows:
             return []
         assert len(rows) <= BATCH_MAX, "commit in batches"
-        now_ms = self._now_ms()
-        async with self._database.write() as connection:
-            batch = await self._read(connection, rows)
-            answers = [batch.book(row, now_ms) for row in rows]
-            await self._write(connection, batch, now_ms)
+        answers = await self._database.run(self._booking(rows, self._now_ms()))
         return [answer() for answer in answers]
 
-    async def _read(self, connection: AsyncConnection, rows: Sequence[ChargeRow]) -> Batch:
-        """Lock the accounts, and read what the batch needs to know."""
-        ids = sorted({row.account_id for row in rows})
-        seqs = (await connection.execute(self._lock, {"ids": ids})).all()
-        known = (await connection.execute(self._known, {"holds": list({row.hold_id for row in rows})})).all()
+    def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[list[Callable[[], Committed]]]:
+        """The transaction: read what the batch needs to know, book, write what it adds."""
+        batch = yield from self._read(rows)
+        answers = [batch.book(row, now_ms) for row in rows]
+        yield from self._write(batch, now_ms)
+        return answers
+
+    def _read(self, rows: Sequence[ChargeRow]) -> Script[Batch]:
+        """Lock the accounts, and read what is known of them and of the holds."""
+        sql = self._sql
+        ids = sorted({row.account_id for row in rows if storable(row.account_id)})
+        holds = [row.hold_id for row in rows if storable(row.hold_id)]
+        seqs = yield sql.lock, {"ids": ids}
+        batch = Batch({account_id: Account(account_id, seq) for account_id, seq in seqs})
+        for row in (yield sql.known, {"holds": holds}):
+            known = Known.of(dict(zip(_USAGE, row, strict=True)))
+            batch.known.setdefault(known.values["hold_id"], []).append(known)
         since_ms = min(row.ended_at_ms for row in rows) - 1
-        found = (await connection.execute(self._grants, {"ids": ids, "since_ms": since_ms})).all()
-        batch = Batch({row.id: Account(row.id, row.seq) for row in seqs})
-        for row in known:
-            batch.known.setdefault(row.hold_id, []).append(Known.of(row))
-        for grant in found:
-            batch.accounts[grant.account_id].grants[grant.number] = Grant(*grant[2:])
+        for account_id, number, *grant in (yield sql.grants, {"ids": ids, "since_ms": since_ms}):
+            batch.accounts[account_id].grants[number] = Grant(*grant)
         if not batch.has_grants(rows):  # a late charge of a grant that has ended
-            for grant in (await connection.execute(self._all_grants, {"ids": ids})).all():
-                batch.accounts[grant.account_id].grants.setdefault(grant.number, Grant(*grant[2:]))
+            for account_id, number, *grant in (yield sql.all_grants, {"ids": ids}):
+                batch.accounts[account_id].grants.setdefault(number, Grant(*grant))
         if any(row.budgets for row in rows):
-            for budget in (await connection.execute(self._budgets, {"ids": ids})).all():
-                batch.accounts[budget.account_id].budgets.add(budget.number)
+            for account_id, number in (yield sql.budgets, {"ids": ids}):
+                batch.accounts[account_id].budgets.add(number)
         return batch
 
-    async def _write(self, connection: AsyncConnection, batch: Batch, now_ms: int) -> None:
+    def _write(self, batch: Batch, now_ms: int) -> Script[None]:
         """Everything that the batch adds, one statement per table."""
-        if batch.rejects:
-            await connection.execute(self._reject, batch.rejects)
-        if not batch.usage:
-            return
-        await connection.execute(insert(usage), batch.usage)
+        sql = self._sql
         moved = [account for account in batch.accounts.values() if account.seq > account.seq_before]
-        await connection.execute(
-            _SEQ, [{"account": account.id, "last_seq": account.seq, "now_ms": now_ms} for account in moved]
-        )
+        seqs: list[dict[str, Any]] = []
         used: list[dict[str, Any]] = []
         uses: list[dict[str, Any]] = []
         entries: list[dict[str, Any]] = []
         for account in moved:
+            seqs.append({"account": account.id, "last_seq": account.seq, "now_ms": now_ms})
             for number, grant in account.grants.items():
                 if grant.added:
                     used.append({"account": account.id, "grant": number, "added": grant.added})
@@ -130,9 +96,13 @@ class Writer:
                 uses.append({"account_id": account.id, "number": number, "starts_at_ms": starts_at_ms, "used": added})
             posted = charge_entries(account.posted, seq_first=account.seq_before + 1, seq_last=account.seq)
             entries += entry_values(account.id, posted, now_ms=now_ms)
-        for statement, values in ((_USED, used), (self._use, uses), (insert(ledger), entries)):
+        writes = (
+            (sql.reject, batch.rejects), (sql.usage, batch.usage), (sql.seq, seqs), (sql.used, used), (sql.use, uses),
+            (sql.entry, entries),
+        )  # fmt: skip
+        for statement, values in writes:
             if values:
-                await connection.execute(statement, values)
+                yield statement, values
 
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> tuple[tuple[str, int], ...]:
         """(account, last seq) of the charges written between ``newer_than_ms`` and ``older_than_ms`` ago: what Redis
@@ -145,3 +115,55 @@ class Writer:
         )
         async with self._database.read() as connection:
             return tuple((account_id, seq) for account_id, seq in await connection.execute(query))
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """What a commit runs, prepared for a dialect."""
+
+    lock: Prepared
+    known: Prepared
+    grants: Prepared
+    all_grants: Prepared
+    budgets: Prepared
+    reject: Prepared
+    usage: Prepared
+    seq: Prepared
+    used: Prepared
+    use: Prepared
+    entry: Prepared
+
+    @classmethod
+    @cache
+    def of(cls, dialect: Dialect) -> _Statements:
+        g, use = grants.c, inserting(dialect, budget_uses)
+        of_accounts = among(dialect, g.account_id, "ids")
+        columns = (g.account_id, g.number, g.wallet, g.amount, g.used, g.starts_at_ms, g.expires_at_ms)
+        locked = (
+            select(accounts.c.id, accounts.c.seq).where(among(dialect, accounts.c.id, "ids")).order_by(accounts.c.id)
+        )
+        known = select(usage).where(among(dialect, usage.c.hold_id, "holds")).order_by(usage.c.account_id, usage.c.seq)
+        not_ended = or_(g.expires_at_ms == 0, g.expires_at_ms > bindparam("since_ms"))
+        of_budgets = among(dialect, budgets.c.account_id, "ids")
+        rejecting = inserting(dialect, usage_rejects).inline().on_conflict_do_nothing()
+        adding = use.on_conflict_do_update(
+            index_elements=["account_id", "number", "starts_at_ms"],
+            set_={"used": budget_uses.c.used + use.excluded.used},
+        )
+        moving = update(accounts).where(accounts.c.id == bindparam("account"))
+        using = update(grants).where(g.account_id == bindparam("account"), g.number == bindparam("grant"))
+        return cls(
+            lock=prepare(dialect, locked.with_for_update(key_share=True)),
+            known=prepare(dialect, known),
+            grants=prepare(dialect, select(*columns).where(of_accounts, not_ended)),
+            all_grants=prepare(dialect, select(*columns).where(of_accounts)),
+            budgets=prepare(dialect, select(budgets.c.account_id, budgets.c.number).where(of_budgets)),
+            reject=prepare(dialect, rejecting, *(column.name for column in usage_rejects.c if column.name != "id")),
+            usage=prepare(dialect, insert(usage)),
+            seq=prepare(dialect, moving.values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))),
+            used=prepare(dialect, using.values(used=g.used + bindparam("added"))),
+            use=prepare(dialect, adding, "account_id", "number", "starts_at_ms", "used"),
+            entry=prepare(
+                dialect, insert(ledger).inline(), *(column.name for column in ledger.c if column.name != "id")
+            ),
+        )

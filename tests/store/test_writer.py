@@ -15,6 +15,8 @@ from gateway.domain.charges import ChargeRow, Committed, decode
 from gateway.domain.periods import Period
 from gateway.errors import StoreUnavailable
 from gateway.store.common import new_id
+from gateway.store.database import Database
+from gateway.store.script import Script
 from gateway.store.store import Store
 from gateway.store.writer import BATCH_MAX
 from tests.store.conftest import Place
@@ -274,56 +276,47 @@ async def test_writers_with_the_same_charges_book_each_once(place: Place) -> Non
         assert await _audit(owner) == []
 
 
-class _LostReply(Exception):
-    """The commit took place; the network did not say so."""
+class _Lossy:
+    """The database, seen over a line that loses every reply to a commit."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.dialect = database.dialect
+
+    async def run(self, script: Script[object]) -> None:
+        await self._database.run(script)
+        raise StoreUnavailable
 
 
 async def test_a_commit_whose_reply_was_lost_is_repeated_without_harm(place: Place) -> None:
     async with stores.opened(place.url, place.folder) as store:
         account = await store.accounts.create("Acme", now_ms=NOW_MS)
         rows = [charge(account, (1, 10)) for _ in range(5)]
-        inner = store.database.write
-
-        class Lossy:
-            """The database, seen over a line that loses every reply to a commit."""
-
-            def __getattr__(self, name: str) -> object:
-                return getattr(store.database, name)
-
-            def write(self) -> object:
-                return _Losing(inner())
-
-        writer = type(store.writer)(Lossy(), now_ms=stores.Clock())  # type: ignore[arg-type]
+        writer = type(store.writer)(_Lossy(store.database), now_ms=stores.Clock())  # type: ignore[arg-type]
         for _ in range(3):
-            with pytest.raises(_LostReply):
+            with pytest.raises(StoreUnavailable):
                 await writer.commit(rows)
         assert [_amounts(each) for each in await store.writer.commit(rows)] == [[(seq, 10)] for seq in range(1, 6)]
         assert await _audit(store) == []
 
 
-class _Losing:
-    def __init__(self, context: object) -> None:
-        self._context = context
-
-    async def __aenter__(self) -> object:
-        return await self._context.__aenter__()  # type: ignore[attr-defined]
-
-    async def __aexit__(self, *error: object) -> None:
-        await self._context.__aexit__(*error)  # type: ignore[attr-defined]
-        raise _LostReply
-
-
 async def test_a_failed_batch_leaves_nothing(store: Store) -> None:
-    """The connection breaks between two statements of a flush."""
+    """The connection breaks after each statement of a flush in turn; then it works."""
     account = await store.accounts.create("Acme", now_ms=NOW_MS)
-    with pytest.raises(StoreUnavailable):
-        async with store.database.write() as connection:
-            batch = await store.writer._read(connection, [charge(account, (1, 10))])
-            batch.book(charge(account, (1, 10)), NOW_MS)
-            await store.writer._write(connection, batch, NOW_MS)
+    rows = [charge(account, (1, 10)), charge(new_id())]
+    for statements in range(1, 9):
+
+        def breaking(statements: int = statements) -> Script[None]:
+            script, answer = store.writer._booking(rows, NOW_MS), None
+            for _ in range(statements):
+                answer = yield script.send(answer)
             raise OSError("gone")
-    assert (await store.state.snapshot(account.id)).seq == 0
-    assert await _audit(store) == []
+
+        with pytest.raises(StoreUnavailable):
+            await store.database.run(breaking())
+        assert (await store.state.snapshot(account.id)).seq == 0
+        assert await _audit(store) == []
+    assert [len(answer.changes) for answer in await store.writer.commit(rows)] == [1, 0]
 
 
 async def test_last_seqs_are_of_charges_in_the_window(store: Store, clock: stores.Clock) -> None:
