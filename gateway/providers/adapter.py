@@ -63,6 +63,8 @@ class Scanner(Protocol):
     def outcome(self) -> Outcome:
         """What is known now about the usage. Before any output byte: NotServed."""
 
+    failed: bool  # the upstream ended it with an error event of its own; true once ``outcome`` was asked
+
     @property
     def complete(self) -> bool:
         """The dialect's own end was seen (message_stop, [DONE], response.completed, a whole JSON body)."""
@@ -79,6 +81,7 @@ class Adapter(Protocol):
     route: str  # path below the server root, e.g. /v1/messages
     dialect: str  # anthropic | openai: which upstreams can serve it
     upstream_path: str  # appended to the upstream's url
+    free: bool  # counted by the rate limits only: no tokens are produced
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""

@@ -55,6 +55,7 @@ class WholeScanner:
         "_text",
         "_texts_of",
         "_usage_of",
+        "failed",
     )
 
     def __init__(
@@ -69,6 +70,7 @@ class WholeScanner:
         self._bytes = 0
         self._is_large = False
         self._finished = False
+        self.failed = False  # an error is told by its status
         self._found: Outcome | None = None
 
     def feed(self, chunk: bytes) -> bytes:
@@ -139,9 +141,10 @@ class WholeScanner:
 class RefusedScanner:
     """Follows an upstream's error: it passes, and nothing was served."""
 
-    __slots__ = ("_finished", "_given")
+    __slots__ = ("_finished", "_given", "failed")
 
     def __init__(self) -> None:
+        self.failed = True
         self._given = False
         self._finished = False
 

@@ -20,10 +20,10 @@ import orjson
 from gateway.domain.usage import AtLeast, Exact, NotServed, Outcome, Usage
 from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
-from gateway.providers.adapter import Call, Prompt, Scanner
+from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
 from gateway.providers.anthropic_input import read_prompt
-from gateway.providers.dialect import Dialect, guarded, spliced
+from gateway.providers.dialect import Dialect, spliced
 from gateway.providers.families import Family, family
 from gateway.providers.sse import StreamScanner
 
@@ -118,9 +118,27 @@ class MessagesScanner(StreamScanner):
         counted = usage_of(known) or Usage(input=self.input_tokens, output=output)
         return AtLeast(counted, self._counted_basis(visible))
 
-    def usage_so_far(self) -> dict[str, int]:
-        """For our own end of a stream."""
-        return {"output_tokens": self.output_tokens_seen()}
+    def ending(self) -> list[dict[str, Any]]:
+        """The events that make a whole message of what was sent so far."""
+        seen = self.output_tokens_seen()
+        ending: list[dict[str, Any]] = []
+        if not self.started:
+            usage = {"input_tokens": self.input_tokens, "output_tokens": 0}
+            message: dict[str, Any] = {
+                "id": "msg_tollgate",
+                "type": "message",
+                "role": "assistant",
+                "content": [],
+                "usage": usage,
+            }
+            message |= {"model": self.model, "stop_reason": None, "stop_sequence": None}
+            ending.append({"type": "message_start", "message": message})
+        if self.open_block is not None:
+            ending.append({"type": "content_block_stop", "index": self.open_block})
+        if not self.stopped:
+            delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+            ending.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": seen}})
+        return ending if self.done else [*ending, {"type": "message_stop"}]
 
 
 class AnthropicMessages(Dialect):
@@ -142,7 +160,7 @@ class AnthropicMessages(Dialect):
         return Call(
             model=model,
             stream=bodies.flag_of(fields, "stream"),
-            prompt=self._prompt(fields, model),
+            prompt=read_prompt(fields, family(model)),
             output_tokens_asked=bodies.tokens_of(fields, "max_tokens", least=0),
             output_floor=self._floor(fields),
             choices=1,
@@ -157,7 +175,7 @@ class AnthropicMessages(Dialect):
         return Call(
             model=model,
             stream=False,
-            prompt=self._prompt(fields, model),
+            prompt=read_prompt(fields, family(model)),
             output_tokens_asked=0,
             output_floor=0,
             choices=1,
@@ -168,9 +186,6 @@ class AnthropicMessages(Dialect):
     def count_body(self, input_tokens: int) -> bytes:
         """The answer of /v1/messages/count_tokens."""
         return orjson.dumps({"input_tokens": input_tokens})
-
-    def _prompt(self, fields: dict[str, Any], model: str) -> Prompt:
-        return guarded(lambda: read_prompt(fields, family(model)))
 
     def _floor(self, fields: dict[str, Any]) -> int:
         """The thinking budget: max_tokens must stay above it.
@@ -220,17 +235,7 @@ class AnthropicMessages(Dialect):
     def clean_end(self, scanner: Scanner) -> bytes:
         """content_block_stop, message_delta with stop_reason max_tokens and the usage so far, message_stop."""
         assert isinstance(scanner, MessagesScanner)
-        usage = scanner.usage_so_far()
-        out = b""
-        if scanner.open_block is not None:
-            stop = {"type": "content_block_stop", "index": scanner.open_block}
-            out = spelling.sse(stop, "content_block_stop")
-        delta = {
-            "type": "message_delta",
-            "delta": {"stop_reason": "max_tokens", "stop_sequence": None},
-            "usage": usage,
-        }
-        return out + spelling.sse(delta, "message_delta") + spelling.sse({"type": "message_stop"}, "message_stop")
+        return b"".join(spelling.sse(event, str(event["type"])) for event in scanner.ending())
 
     def rate_limit_headers(
         self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int

@@ -27,7 +27,7 @@ _TEXT_FIELDS = {"text": "text", "thinking": "thinking", "redacted_thinking": "da
 
 
 def read_prompt(fields: dict[str, Any], of: Family) -> Prompt:
-    """Raises BadRequest for what is no conversation, TypeError for a value nested too deeply to be written."""
+    """Raises BadRequest for what is no conversation."""
     reader = _Reader(of)
     for tool in bodies.list_of(fields, "tools"):
         reader.tool(tool)
@@ -57,7 +57,7 @@ class _Reader:
         if not self.texts:
             self.framing += _TOOLS_TOKENS
         self.texts.append(bodies.as_text(tool))
-        if isinstance(tool, dict) and tool.get("type") not in (None, "custom"):
+        if bodies.kind_of(tool) not in (None, "custom"):
             self.framing += _SERVER_TOOL_TOKENS
 
     def content(self, content: Any, nesting: int) -> None:
@@ -71,7 +71,7 @@ class _Reader:
             self.texts.append(bodies.as_text(content))
 
     def block(self, block: Any, nesting: int) -> None:
-        kind = block.get("type") if isinstance(block, dict) else None
+        kind = bodies.kind_of(block)
         self.framing += _BLOCK_TOKENS
         text = block.get(_TEXT_FIELDS[kind]) if kind in _TEXT_FIELDS else None
         if isinstance(text, str):

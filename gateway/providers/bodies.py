@@ -129,8 +129,14 @@ def messages_of(fields: Fields) -> list[Fields]:
     return messages
 
 
+def kind_of(value: object) -> str | None:
+    """The ``type`` of a block, part or item; None for what has none."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
 def as_text(value: object) -> str:
-    """Any JSON value as the text that a provider would make of it, about."""
+    """Any JSON value as the text that a provider would make of it, about. ``DEPTH_MAX`` is below orjson's own limit."""
     return orjson.dumps(value).decode()
 
 

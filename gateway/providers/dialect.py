@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import orjson
 
 from gateway.domain.usage import Usage
-from gateway.errors import BadRequest, TollgateError
+from gateway.errors import TollgateError
 from gateway.providers import spelling
-from gateway.providers.adapter import Call, Prompt, Scanner
+from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import RefusedScanner, WholeScanner, part_in
 from gateway.providers.families import Family
 from gateway.providers.rewriting import with_fields
@@ -25,6 +24,7 @@ class Dialect:
     route: str
     dialect: str
     upstream_path: str
+    free: bool = False
     ANSWER_TEXT: ClassVar[re.Pattern[bytes]]  # group 1: a piece of visible output in a whole JSON answer
 
     def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
@@ -78,11 +78,3 @@ class OpenAIDialect(Dialect):
 def spliced(call: Call, changes: dict[str, Any]) -> bytes:
     """The body with changed fields; the very same object when there is nothing to change."""
     return with_fields(call.body, call.fields, changes) if changes else call.body
-
-
-def guarded(read: Callable[[], Prompt]) -> Prompt:
-    """Read a prompt. orjson writes at most 254 levels, and says so with a TypeError."""
-    try:
-        return read()
-    except TypeError as error:
-        raise BadRequest("too_deep", "The request body is nested too deeply.") from error

@@ -21,12 +21,12 @@ import orjson
 from gateway.domain.usage import AtLeast, Exact, NotServed, Outcome, Usage
 from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
-from gateway.providers.adapter import Call, Prompt, Scanner
+from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
-from gateway.providers.dialect import OpenAIDialect, guarded, spliced
+from gateway.providers.dialect import OpenAIDialect, spliced
 from gateway.providers.families import Family
 from gateway.providers.openai_input import read_chat
-from gateway.providers.sse import StreamScanner, event_data, events
+from gateway.providers.sse import TAIL_BYTES_MAX, WHOLE, StreamScanner, event_data, events
 
 _TEXT = re.compile(rb'"(?:content|arguments|reasoning_content|reasoning|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 _CHOSEN = re.compile(rb'"choices"\s*:\s*\[\s*\{')
@@ -57,56 +57,21 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
 
 
 class ChatScanner(StreamScanner):
-    """Follows a stream of chunks, and hides the usage chunk when we asked for it ourselves."""
+    """Follows a stream of chunks."""
 
     NEEDLES: ClassVar[tuple[bytes, ...]] = (_USAGE_KEY, b'"error"', b"[DONE]")
     ENDS: ClassVar[tuple[bytes, ...]] = (b"[DONE]",)
     SERVED: ClassVar[tuple[bytes, ...]] = (b'"choices"',)
     TEXT: ClassVar[re.Pattern[bytes]] = _TEXT
 
-    __slots__ = ("_call", "_exact", "_hides", "_usage", "opening")
+    __slots__ = ("_call", "_exact", "_usage", "opening")
 
     def __init__(self, call: Call, input_tokens: int, of: Family) -> None:
         super().__init__(input_tokens, of, choices=call.choices)
         self._call = call
-        self._hides = call.usage_hidden
         self._usage: Usage | None = None
         self._exact = False
         self.opening: dict[str, Any] = {}  # the first chunk: id, created, model
-
-    def feed(self, chunk: bytes) -> bytes:
-        """As every scanner; with a usage chunk to hide, one more search per chunk."""
-        if self._hides and _USAGE_KEY in chunk:
-            return self._feed_parts(chunk)
-        return super().feed(chunk)
-
-    def _whole(self, data: bytes) -> bytes:
-        super()._whole(data)
-        if not self._hides or _USAGE_KEY not in data:
-            self._hid_last = False
-            return data
-        kept = []
-        for event in events(data):
-            self._hid_last = _USAGE_KEY in event and self._is_usage_chunk(event)
-            if self._hid_last:
-                kept.append(event[: len(event) - len(event.lstrip(b"\r\n"))])
-            else:
-                kept.append(event)
-        return b"".join(kept)
-
-    def _is_usage_chunk(self, event: bytes) -> bool:
-        """The extra chunk: empty choices, a usage object, nothing else that a client may want."""
-        try:
-            content = orjson.loads(event_data(event)[1])
-        except orjson.JSONDecodeError:
-            return False
-        return (
-            isinstance(content, dict)
-            and content.get("choices") == []
-            and isinstance(content.get("usage"), dict)
-            and not content.get("moderation")
-            and not content.get("error")
-        )
 
     def _on_event(self, name: bytes, content: dict[str, Any]) -> None:
         if content.get("error"):
@@ -178,6 +143,49 @@ class ChatScanner(StreamScanner):
         return out + b"data: [DONE]\n\n"
 
 
+class HidingChatScanner(ChatScanner):
+    """Follows a stream whose usage chunk is there because we asked for it: the client does not get it."""
+
+    __slots__ = ()
+
+    def feed(self, chunk: bytes) -> bytes:
+        """As every scanner, with one more search per chunk."""
+        if self._mid or _USAGE_KEY in chunk or not chunk.endswith(WHOLE):
+            return self._feed_parts(chunk)
+        tail = self._tail
+        tail += chunk
+        if len(tail) > TAIL_BYTES_MAX:
+            self._digest()
+        return chunk
+
+    def _whole(self, data: bytes) -> bytes:
+        super()._whole(data)
+        self._hid_last = False
+        if _USAGE_KEY not in data:
+            return data
+        kept = []
+        for event in events(data):
+            self._hid_last = _USAGE_KEY in event and _is_usage_chunk(event)
+            # Blank lines before an event are not the event.
+            kept.append(event[: len(event) - len(event.lstrip(b"\r\n"))] if self._hid_last else event)
+        return b"".join(kept)
+
+
+def _is_usage_chunk(event: bytes) -> bool:
+    """The extra chunk: empty choices, a usage object, nothing else that a client may want."""
+    try:
+        content = orjson.loads(event_data(event)[1])
+    except orjson.JSONDecodeError:
+        return False
+    return (
+        isinstance(content, dict)
+        and content.get("choices") == []
+        and isinstance(content.get("usage"), dict)
+        and not content.get("moderation")
+        and not content.get("error")
+    )
+
+
 class OpenAIChat(OpenAIDialect):
     """POST /v1/chat/completions."""
 
@@ -198,7 +206,7 @@ class OpenAIChat(OpenAIDialect):
         return Call(
             model=model,
             stream=stream,
-            prompt=self._prompt(fields, model),
+            prompt=read_chat(fields, model),
             output_tokens_asked=self._output_tokens(fields),
             output_floor=0,
             choices=max(bodies.choices_of(fields, "n"), bodies.choices_of(fields, "best_of")),
@@ -206,9 +214,6 @@ class OpenAIChat(OpenAIDialect):
             fields=fields,
             usage_hidden=stream and not bodies.flag_of(options, "include_usage"),
         )
-
-    def _prompt(self, fields: dict[str, Any], model: str) -> Prompt:
-        return guarded(lambda: read_chat(fields, model))
 
     def _output_tokens(self, fields: dict[str, Any]) -> int | None:
         """The client's bound. Both fields at once are refused, as OpenAI does."""
@@ -235,7 +240,8 @@ class OpenAIChat(OpenAIDialect):
         return spliced(call, changes)
 
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
-        return ChatScanner(call, input_tokens, family)
+        kind = HidingChatScanner if call.usage_hidden else ChatScanner
+        return kind(call, input_tokens, family)
 
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """``data: {"error":…}``; the SDK raises APIError from it."""

@@ -21,13 +21,12 @@ _REPLY_TOKENS = 3
 _TOOL_TOKENS = 12
 _TOOLS_TOKENS = 20
 _SERVER_TOOL_TOKENS = 1_500  # a tool that OpenAI describes to the model itself, at most
-_ITEM_NESTING_MAX = 8
 _PLAIN_TOOLS = frozenset({"function", "custom"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"})
 
 
 def read_chat(fields: dict[str, Any], model: str) -> Prompt:
-    """Raises BadRequest for what is no conversation, TypeError for a value nested too deeply to be written."""
+    """Raises BadRequest for what is no conversation."""
     reader = _Reader(model)
     reader.tools(bodies.list_of(fields, "tools"))
     for function in bodies.list_of(fields, "functions"):
@@ -45,23 +44,12 @@ def read_chat(fields: dict[str, Any], model: str) -> Prompt:
 def read_response(fields: dict[str, Any], model: str) -> Prompt:
     """``input`` (a string or items), ``instructions``, ``tools``, ``text.format``, ``prompt.variables``.
 
-    Raises BadRequest, and TypeError for a value nested too deeply to be written.
+    Raises BadRequest.
     """
     reader = _Reader(model)
     reader.tools(bodies.list_of(fields, "tools"))
-    instructions = fields.get("instructions")
-    if instructions is not None:
-        reader.part(instructions, 0)
-        reader.framing += _MESSAGE_TOKENS
-    given = fields.get("input")
-    if isinstance(given, list):
-        for item in given:
-            reader.item(item, 0)
-    elif isinstance(given, str):
-        reader.texts.append(given)
-        reader.framing += _MESSAGE_TOKENS
-    elif given is not None:
-        raise BadRequest("invalid_request", "The field 'input' must be a string or a list of items.", param="input")
+    reader.items(fields, "instructions")
+    reader.items(fields, "input")
     shape = bodies.object_of(fields, "text").get("format")
     if isinstance(shape, dict) and "schema" in shape:
         reader.plain(shape)
@@ -91,7 +79,7 @@ class _Reader:
             self.framing += _TOOLS_TOKENS
         for tool in tools:
             self.plain(tool)
-            if isinstance(tool, dict) and tool.get("type", "function") not in _PLAIN_TOOLS:
+            if (bodies.kind_of(tool) or "function") not in _PLAIN_TOOLS:
                 self.framing += _SERVER_TOOL_TOKENS
 
     def message(self, message: dict[str, Any]) -> None:
@@ -100,11 +88,8 @@ class _Reader:
         content = message.get("content")
         if isinstance(content, str):
             self.texts.append(content)
-        elif isinstance(content, list):
-            for part in content:
-                self.part(part, 0)
-        elif content is not None:
-            self.texts.append(bodies.as_text(content))
+        else:
+            self.parts(content)
         for name in ("tool_calls", "function_call"):
             if message.get(name):
                 self.texts.append(bodies.as_text(message[name]))
@@ -113,23 +98,33 @@ class _Reader:
                 self.texts.append(message[name])
                 self.framing += 1
 
-    def item(self, item: Any, nesting: int) -> None:
+    def items(self, fields: dict[str, Any], name: str) -> None:
+        """A text, or a list of input items. Raises BadRequest."""
+        given = fields.get(name)
+        if isinstance(given, str):
+            self.framing += _MESSAGE_TOKENS
+            self.texts.append(given)
+        elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
+            for item in given:
+                self.item(item)
+        elif given is not None:
+            raise BadRequest("invalid_request", f"The field '{name}' must be a string or a list of items.", param=name)
+
+    def item(self, item: dict[str, Any]) -> None:
         """An input item of Responses: a message, or a call, an output, reasoning, as its own JSON but for its media."""
         self.framing += _MESSAGE_TOKENS
-        if not isinstance(item, dict):
-            raise BadRequest("invalid_request", "The items of 'input' must be objects.", param="input")
-        kind = item.get("type", "message")
+        kind = bodies.kind_of(item) or "message"
         if kind == "message" and "content" in item:
-            self.parts(item["content"], nesting)
+            self.parts(item["content"])
         elif kind == "function_call_output" or kind == "custom_tool_call_output":
-            self.parts(item.get("output"), nesting)
+            self.parts(item.get("output"))
         elif kind == "reasoning":
-            self.parts(item.get("summary"), nesting)
-            self.parts(item.get("content"), nesting)
+            self.parts(item.get("summary"))
+            self.parts(item.get("content"))
             if isinstance(item.get("encrypted_content"), str):
                 self.media += len(item["encrypted_content"]) // 4 + 1
         elif kind == "computer_call_output":
-            self.part(item.get("output"), nesting)
+            self.part(item.get("output"))
         elif kind == "image_generation_call":
             self._image(item.get("result"), None)
         elif kind == "item_reference":
@@ -137,23 +132,19 @@ class _Reader:
         else:
             self.texts.append(bodies.as_text(item))
 
-    def parts(self, content: Any, nesting: int) -> None:
+    def parts(self, content: Any) -> None:
         """A string, or a list of parts."""
         if isinstance(content, list):
             for part in content:
-                self.part(part, nesting)
+                self.part(part)
         elif content is not None:
-            self.part(content, nesting)
+            self.part(content)
 
-    def part(self, part: Any, nesting: int) -> None:
+    def part(self, part: Any) -> None:
         if isinstance(part, str):
             self.texts.append(part)
             return
-        if isinstance(part, list) and nesting < _ITEM_NESTING_MAX:
-            for item in part:
-                self.item(item, nesting + 1)
-            return
-        kind = part.get("type") if isinstance(part, dict) else None
+        kind = bodies.kind_of(part)
         if kind in _TEXT_PARTS:
             text = part.get("refusal") if kind == "refusal" else part.get("text")
             self.texts.append(text if isinstance(text, str) else bodies.as_text(part))

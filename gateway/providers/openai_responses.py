@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 from gateway.domain.usage import AtLeast, Exact, NotServed, Outcome, Usage
 from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
-from gateway.providers.adapter import Call, Prompt, Scanner
+from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
-from gateway.providers.dialect import OpenAIDialect, guarded, spliced
+from gateway.providers.dialect import OpenAIDialect, spliced
 from gateway.providers.families import Family
 from gateway.providers.openai_input import read_response
 from gateway.providers.sse import StreamScanner
@@ -171,7 +171,7 @@ class OpenAIResponses(OpenAIDialect):
         return Call(
             model=model,
             stream=bodies.flag_of(fields, "stream"),
-            prompt=self._prompt(fields, model),
+            prompt=read_response(fields, model),
             output_tokens_asked=bodies.tokens_of(fields, "max_output_tokens", least=1),
             output_floor=0,
             choices=1,
@@ -179,9 +179,6 @@ class OpenAIResponses(OpenAIDialect):
             fields=fields,
             extra={"context_unseen": unseen[0]} if unseen else {},
         )
-
-    def _prompt(self, fields: dict[str, Any], model: str) -> Prompt:
-        return guarded(lambda: read_response(fields, model))
 
     def rewrite(
         self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None

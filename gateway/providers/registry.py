@@ -6,14 +6,16 @@ from collections.abc import Mapping
 
 from gateway.providers.adapter import Adapter
 from gateway.providers.anthropic import AnthropicMessages
+from gateway.providers.anthropic_count import AnthropicCount
 from gateway.providers.openai_chat import OpenAIChat
 from gateway.providers.openai_responses import OpenAIResponses
 
 ANTHROPIC = AnthropicMessages()
+ANTHROPIC_COUNT = AnthropicCount()
 OPENAI_CHAT = OpenAIChat()
 OPENAI_RESPONSES = OpenAIResponses()
 
-_ALL: tuple[Adapter, ...] = (ANTHROPIC, OPENAI_CHAT, OPENAI_RESPONSES)
+_ALL: tuple[Adapter, ...] = (ANTHROPIC, ANTHROPIC_COUNT, OPENAI_CHAT, OPENAI_RESPONSES)
 ADAPTERS: Mapping[str, Adapter] = {adapter.route: adapter for adapter in _ALL}
 
 

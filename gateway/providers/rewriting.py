@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+_EDGE_BYTES = 2_048
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
@@ -57,23 +58,32 @@ _SCALAR = re.compile(rb'[ \t\n\r]*:[ \t\n\r]*(-?[0-9][0-9.eE+-]*|true|false|null
 
 
 def _quick_spans(body: bytes, names: Mapping[str, Any]) -> list[tuple[int, int, str]] | None:
-    """Spans of scalar values, when each name occurs exactly once in the whole body and no escape could spell it.
-
-    Then the one occurrence is the top-level key, for the parser found such a key. None: look properly.
-    """
-    if b"\\u00" in body:
-        return None
+    """Spans of scalar values near an end of the body, where fields usually stand. None: look properly."""
     spans = []
     for name in names:
-        needle = b'"%s"' % name.encode()
-        at = body.find(needle)
-        if at < 0 or body.find(needle, at + 1) >= 0:
+        needle = b'"%b"' % name.encode()
+        span = _top_level(body, needle, body.find(needle, 0, _EDGE_BYTES))
+        if span is None:
+            span = _top_level(body, needle, body.rfind(needle, -_EDGE_BYTES))
+        if span is None:
             return None
-        value = _SCALAR.match(body, at + len(needle))
-        if value is None:
-            return None
-        spans.append((value.start(1), value.end(1), name))
+        spans.append((*span, name))
     return spans
+
+
+def _top_level(body: bytes, needle: bytes, at: int) -> tuple[int, int] | None:
+    """The span of the value behind the key at ``at``, if it is surely one of the outermost object.
+
+    A quoted word followed by a colon is a key, for within a string its quotes would be escaped. No other object has
+    begun before it, or none ends between it and the end: then it belongs to the outermost one. There is no second key
+    of that name, however spelled (rule 3).
+    """
+    value = _SCALAR.match(body, at + len(needle)) if at >= 0 else None
+    if value is None:
+        return None
+    if body.find(b"{", body.index(b"{") + 1, at) < 0 or body.find(b"}", value.end()) == body.rindex(b"}"):
+        return value.span(1)
+    return None
 
 
 def _members(text: str) -> list[tuple[int, int, str]]:

@@ -41,7 +41,7 @@ EVENT_BYTES_MAX = 262_144  # a larger event is not parsed as a whole: its end is
 WINDOW_BYTES = 32_768
 _OPAQUE_BYTES_PER_TOKEN = 4  # text inside a giant event, which is not decoded
 
-_WHOLE = (b"\n\n", b"\r\n\r\n")
+WHOLE = (b"\n\n", b"\r\n\r\n")
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BOM = b"\xef\xbb\xbf"
@@ -134,7 +134,7 @@ class StreamScanner:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what arrived, give what the client gets."""
-        if self._mid or not chunk.endswith(_WHOLE):
+        if self._mid or not chunk.endswith(WHOLE):
             return self._feed_parts(chunk)
         tail = self._tail
         tail += chunk

@@ -237,7 +237,7 @@ def test_nested_results_end_somewhere() -> None:
     for _ in range(40):
         block = {"type": "tool_result", "tool_use_id": "1", "content": [block]}
     assert sum(text.count("WORD") for text in prompt_of("anthropic", messages=user(block)).texts) == 1
-    item: Any = {"role": "user", "content": "WORD"}
+    part: Any = "WORD"
     for _ in range(40):
-        item = {"role": "user", "content": [[item]]}
-    assert sum(text.count("WORD") for text in prompt_of("openai_responses", input=[item]).texts) == 1
+        part = [part]
+    assert sum(text.count("WORD") for text in prompt_of("openai_chat", messages=user(part)).texts) == 1

@@ -239,15 +239,16 @@ def test_a_responses_error_event_goes_on_with_the_numbering() -> None:
     STRICT["openai_responses", True].validate_python(content)
 
 
-@pytest.mark.parametrize("count", range(1, 15))
+@pytest.mark.parametrize("count", range(20))
 def test_a_clean_end_of_messages_is_a_whole_message(count: int) -> None:
     scanner, begun = cut_after("anthropic", "thinking_tool.sse", count)
     data = begun + ADAPTERS["anthropic"].clean_end(scanner)
     client = anthropic_client(stream_of(data))
     with client.messages.stream(model="m", max_tokens=9, messages=MESSAGES) as stream:
         message = stream.get_final_message()
-    assert message.stop_reason == "max_tokens"
-    assert message.usage.output_tokens == scanner.output_tokens_seen()
+    if count <= 16:  # later ones hold the provider's own message_delta
+        assert message.stop_reason == "max_tokens"
+        assert message.usage.output_tokens == scanner.output_tokens_seen()
     starts = sum(event.type == "content_block_start" for event in read("anthropic", data))
     assert starts == sum(event.type == "content_block_stop" for event in read("anthropic", data))
 
