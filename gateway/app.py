@@ -22,6 +22,7 @@ from gateway.installation import Installation
 from gateway.metrics import Metrics
 from gateway.providers.tokens import Counter
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.listener import Runner
 from gateway.proxy.routes import add_routes, drain, front
 from gateway.proxy.upstream import AiohttpLeg
 from gateway.proxy.visit import Tasks
@@ -170,7 +171,7 @@ async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
     """The customers' listener: metered routes before aiohttp's application, the rest through it."""
     app = web.Application(client_max_size=worker.installation.config.settings.body_max_bytes)
     add_routes(app, worker.gateway, worker.ready)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, keepalive_timeout=75.0)
+    runner = Runner(worker.gateway, app, keepalive_timeout=75.0, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     server = runner.server

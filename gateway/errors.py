@@ -110,6 +110,13 @@ class RequestTimeout(RequestError):
     status = 408
 
 
+class ExpectationFailed(RequestError):
+    """The header Expect asks for something other than 100-continue."""
+
+    code = "expectation_failed"
+    status = 417
+
+
 class MethodNotAllowed(RequestError):
     """This route does not take this method."""
 

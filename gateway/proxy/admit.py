@@ -6,16 +6,15 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from gateway.domain.accounts import Caller
-from gateway.errors import ModelNotInPlan
+from gateway.errors import BadRequest
 from gateway.providers import tokens
 from gateway.proxy.authenticate import account_ref, bind
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.parse import Asked
 from gateway.quota.admission import Admission
-from gateway.quota.service import Ask, plan_of
+from gateway.quota.service import Ask
 from gateway.quota.translate import Work
 
 
@@ -31,37 +30,58 @@ class Bound:
 async def bound_of(gateway: Gateway, asked: Asked) -> Bound:
     """Count the input (off the loop when it is large and new) and find the output's bound."""
     family = tokens.family(asked.call.model)
+    if asked.adapter.free:
+        return Bound(0, 0, family)
     prompt = asked.call.prompt
     if gateway.counter.needs_thread(prompt, family):
         input_tokens = await asyncio.to_thread(gateway.counter.count, prompt, family)
     else:
         input_tokens = gateway.counter.count(prompt, family)
-    wanted = asked.call.output_tokens_asked
-    output = asked.model.output_default if wanted is None else min(wanted, asked.model.output_max)
-    return Bound(input_tokens, output, family)
+    return Bound(input_tokens, output_bound(asked), family)
 
 
-async def admit(gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str]) -> tuple[
-    Admission, Bound
-]:
-    """Raises a Refusal, ModelNotInPlan, FeatureNotInPlan, PriceMissing, QuotaUnavailable, Overloaded."""
-    config = gateway.config
-    plan = plan_of(caller, config.catalog)
-    if plan.models is not None and not any(fnmatchcase(asked.call.model, pattern) for pattern in plan.models):
-        raise ModelNotInPlan
+def output_bound(asked: Asked) -> int:
+    """Output tokens per choice: what was asked, at most the model's most, the model's default where nothing was asked.
+
+    Raises BadRequest when the model's most leaves nothing beyond the thinking budget.
+    """
+    wanted, most = asked.call.output_tokens_asked, asked.model.output_max
+    if wanted is None:
+        return asked.model.output_default
+    if most < wanted and most <= asked.call.output_floor:
+        raise BadRequest(
+            "invalid_max_tokens",
+            f"This model gives at most {most} output tokens, which is not above the thinking budget.",
+            param="thinking.budget_tokens",
+        )
+    return min(wanted, most)
+
+
+async def admit(
+    gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str]
+) -> tuple[Admission, Bound]:
+    """Raises a Refusal, BadRequest, PriceMissing, QuotaUnavailable, Overloaded."""
+    config = asked.config
     started_s = time.perf_counter()
     bound = await bound_of(gateway, asked)
     counted_s = time.perf_counter()
     gateway.metrics.overhead.observe(("count",), counted_s - started_s)
 
-    async def refresh() -> Caller:
-        again = await gateway.callers.again(key, account_ref=account_ref(headers))
+    async def refresh(stale: Caller) -> Caller:
+        again = await gateway.callers.again(key, stale=stale, account_ref=account_ref(headers))
         return await bind(gateway, again, headers)
 
     ask = Ask(
         caller=caller,
         catalog=config.catalog,
-        work=Work(asked.feature, asked.model, bound.input_tokens, bound.output_tokens * asked.call.choices),
+        work=Work(
+            asked.feature,
+            asked.model,
+            bound.input_tokens,
+            bound.output_tokens * asked.call.choices,
+            free=asked.adapter.free,
+        ),
+        model=asked.call.model,
         facts=asked.facts,
         choices=asked.call.choices,
         output_floor=asked.call.output_floor,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gateway.domain.accounts import Caller
-from gateway.errors import AccountNotFound, AmbiguousCredentials, InvalidApiKey, MissingApiKey, RequestError
+from gateway.errors import AccountNotFound, AmbiguousCredentials, BadRequest, InvalidApiKey, MissingApiKey, NotFound
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.headers import named
 from gateway.quota.keys import PREFIX
 
 _NAME_CHARACTERS_MAX = 128
@@ -41,20 +42,31 @@ async def authenticate(gateway: Gateway, headers: Mapping[str, str]) -> tuple[st
 
 
 async def bind(gateway: Gateway, caller: Caller, headers: Mapping[str, str]) -> Caller:
-    """The account, team and user of this very call."""
+    """The account, team and user of this very call. A key that is bound to a team or user keeps it.
+
+    Raises AccountNotFound, NotFound (team), BadRequest (invalid_header, too_many_users), StoreUnavailable.
+    """
     if caller.account is None:
         raise AccountNotFound("This is a service key: name the account in the Tollgate-Account header.")
-    user, team = headers.get("Tollgate-User"), headers.get("Tollgate-Team")
+    user = named(headers, "Tollgate-User", _NAME_CHARACTERS_MAX)
+    team = named(headers, "Tollgate-Team", _NAME_CHARACTERS_MAX)
     if user is None and team is None:
         return caller
-    for name in (user, team):
-        if name is not None and not 0 < len(name) <= _NAME_CHARACTERS_MAX:
-            raise RequestError("Tollgate-User and Tollgate-Team take 1 to 128 characters.")
-    return await gateway.callers.with_user(caller, user, team)
+    caller = await gateway.callers.with_user(caller, user, team)
+    if team is not None and caller.team_id is None:
+        raise NotFound("This account has no such team.", param="Tollgate-Team")
+    if user is not None and caller.user_id is None:
+        raise BadRequest(
+            "too_many_users",
+            "This account has named as many users as it may. Create this one first.",
+            param="Tollgate-User",
+        )
+    return caller
 
 
 def account_ref(headers: Mapping[str, str]) -> str | None:
-    return headers.get("Tollgate-Account")
+    """The account that the request names: by our id or by the app's own. Raises BadRequest."""
+    return named(headers, "Tollgate-Account", _NAME_CHARACTERS_MAX)
 
 
 def _all(headers: Mapping[str, str], name: str) -> list[str]:

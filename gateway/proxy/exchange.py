@@ -4,6 +4,8 @@ Rules
 1. The hold ends exactly once, in ``_settle``, on the outcome that is known by then; the answer never waits for it.
 2. Before the first byte nothing is charged, unless the client itself walked away from a call that had been sent.
 3. A break in the middle becomes the dialect's error event between two events, and a broken connection within one.
+4. A client that leaves ends nothing by itself: its plan says whether the rest is drained (capped in time and in
+   number) or cut. Whoever has left before the call was sent gets no call.
 """
 
 from __future__ import annotations
@@ -18,13 +20,15 @@ from gateway.errors import TollgateError, UpstreamInterrupted, UpstreamTimeout, 
 from gateway.providers.adapter import Scanner
 from gateway.proxy import answers, headers, relay
 from gateway.proxy.admit import Bound
-from gateway.proxy.forward import Forwarded, forward
-from gateway.proxy.gateway import DRAINS_MAX, Gateway
+from gateway.proxy.forward import Contact, Forwarded, Outgoing, forward
+from gateway.proxy.gateway import Gateway
 from gateway.proxy.parse import Asked
 from gateway.proxy.relay import End
 from gateway.proxy.settle import make_bill, settle
 from gateway.proxy.visit import Visit
 from gateway.quota.admission import Admission, Bill
+
+CLIENT_LEFT_STATUS = 499  # in the metrics: nobody saw an answer
 
 
 class Exchange:
@@ -37,67 +41,94 @@ class Exchange:
         self.adapter = asked.adapter
         self.admission = admission
         self.bound = bound
+        self.contact = Contact()
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
         self.end = End.COMPLETE
         self._made: Bill | None = None
-        self._draining = False
+        self._patience: asyncio.Timeout | None = None  # while nobody has answered yet
+        self._drain: asyncio.TimerHandle | None = None
+        self._was_cut = False
         self._stopping = False
 
     async def run(self) -> None:
         """Every way out goes through ``_settle``."""
         self.gateway.open.add(self)
+        self.visit.when_left(self._left)
         try:
             self.forwarded = await self._forward()
-            with relay.Departure(self.visit, self.forwarded.reply.close, self._patience_s):
-                if self.forwarded.reply.status >= 400:
-                    await self._pass_error_on(self.forwarded)
-                elif self.forwarded.reply.headers.get("Content-Type", "").startswith("text/event-stream"):
-                    await self._stream(self.forwarded, self._scan(self.forwarded), b"")
-                else:
-                    await self._answer_whole(self.forwarded)
+            if self.forwarded.error_body is not None:
+                self._pass_error_on(self.forwarded, self.forwarded.error_body)
+            elif self.forwarded.reply.headers.get("Content-Type", "").startswith("text/event-stream"):
+                await self._stream(self.forwarded, self._scan(self.forwarded), b"")
+            else:
+                await self._answer_whole(self.forwarded)
         except TollgateError as error:
             self._fail(error)
         finally:
+            self.visit.when_left(None)
             self.gateway.open.discard(self)
             await self._settle()
+
+    # --- leaving -------------------------------------------------------------------------------------------------
+
+    def _left(self) -> None:
+        """The client is gone. Called once."""
+        policy = self.admission.plan.on_disconnect
+        self.gateway.metrics.disconnects.add((policy,), 1)
+        self.end = End.CLIENT_LEFT
+        if policy == "drain" and self.gateway.drains < self.gateway.drains_max:
+            self.gateway.drains += 1
+            drain_s = self.asked.config.settings.drain_s
+            self._drain = asyncio.get_running_loop().call_later(drain_s, self._cut)
+        else:
+            self._cut()
 
     def stop(self) -> None:
         """Shutdown: the grace time is over; end the answer with an error and settle what was produced."""
         self._stopping = True
+        self._cut()
+
+    def _cut(self) -> None:
+        """End whatever is awaited from the upstream, now."""
+        if self._was_cut:
+            return
+        self._was_cut = True
         if self.forwarded is not None:
             self.forwarded.reply.close()
+        elif self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     # --- forward -------------------------------------------------------------------------------------------------
 
     async def _forward(self) -> Forwarded:
-        """Raises what ``forward`` raises, and UpstreamInterrupted when the client left and nobody waits any more."""
-        request, loop = self.visit.request, asyncio.get_running_loop()
-        passed = headers.to_upstream(request.headers.items())
+        """Raises what ``forward`` raises, and UpstreamInterrupted when the call was cut, or has nobody to serve."""
+        if self.visit.left or self._was_cut:
+            raise UpstreamInterrupted
+        request = self.visit.request
+        outgoing = Outgoing(
+            self.asked,
+            self.admission,
+            self.bound,
+            headers.to_upstream(request.headers.items()),
+            request.rel_url.raw_query_string,
+        )
         try:
-            async with asyncio.timeout(None) as patience:
-                with relay.Departure(self.visit, lambda: patience.reschedule(loop.time()), self._patience_s):
-                    return await forward(
-                        self.gateway, self.asked, self.admission, self.bound, passed, request.rel_url.raw_query_string
-                    )
+            async with asyncio.timeout(None) as self._patience:
+                return await forward(self.gateway, outgoing, self.contact)
         except TimeoutError as error:
             raise UpstreamInterrupted from error
-
-    def _patience_s(self) -> float:
-        """The client has left: how long may its call go on for nobody?"""
-        policy = self.admission.plan.on_disconnect
-        self.end = End.CLIENT_LEFT
-        if policy == "drain" and not self._draining and self.gateway.drains < DRAINS_MAX:
-            self._draining = True
-            self.gateway.drains += 1
-        self.gateway.metrics.disconnects.add((policy,), 1)
-        return self.gateway.config.settings.drain_s if self._draining else 0.0
+        finally:
+            self._patience = None
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
     def _scan(self, forwarded: Forwarded) -> Scanner:
         """Raises UpstreamUnreachable for an answer that could not be metered."""
-        if forwarded.reply.headers.get("Content-Encoding", "identity") != "identity":
+        encoding = forwarded.reply.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            name = forwarded.upstream.name
+            self.gateway.alarms.tell(f"{name} encoding", "upstream %s encodes its answers unasked", name)
             raise UpstreamUnreachable("The provider sent an encoded answer that was not asked for.")
         self.scanner = self.adapter.scanner(
             self.asked.call,
@@ -107,36 +138,36 @@ class Exchange:
             family=self.bound.family,
         )
         self.gateway.quota.holds.first_byte(self.admission.hold)
+        waited_s = time.perf_counter() - self.visit.began_s
+        self.gateway.metrics.first_byte.observe((self.asked.facts.model or "other",), waited_s)
         return self.scanner
 
     def _headers(self, forwarded: Forwarded) -> dict[str, str]:
-        now_ms = self.gateway.quota.clock.now_ms()
         told = headers.to_client(forwarded.reply.headers)
-        told.update(answers.admitted_headers(self.admission, self.adapter, now_ms=now_ms))
+        now_ms = self.gateway.quota.clock.now_ms()
+        told.update(answers.admitted_headers(self.admission, self.asked, self.bound, now_ms=now_ms))
         return told
 
-    async def _pass_error_on(self, forwarded: Forwarded) -> None:
+    def _pass_error_on(self, forwarded: Forwarded, body: bytes) -> None:
         """The upstream's own error, verbatim but for what names our account there. Charges nothing."""
-        body, _ = await relay.read_whole(forwarded.reply, relay.ERROR_BYTES_MAX)
-        self.end = End.UPSTREAM_ERROR
+        self.end = self._end_of(End.UPSTREAM_ERROR)
         told = headers.to_client(forwarded.reply.headers)
-        told["Tollgate-Request-Id"] = self.admission.hold.hold_id
-        told["Tollgate-Error-Source"] = "upstream"
-        self._answer(web.Response(status=forwarded.reply.status, body=self.adapter.mask(body), headers=told))
+        told.update(answers.upstream_error_headers(self.admission))
+        self._answer(web.Response(status=forwarded.reply.status, body=body, headers=told))
 
     async def _answer_whole(self, forwarded: Forwarded) -> None:
         """A JSON answer: held until it is whole, so that its price stands in the headers."""
         scanner = self._scan(forwarded)
-        body, whole = await relay.read_whole(forwarded.reply, relay.BUFFERED_BYTES_MAX)
-        out = scanner.feed(body)
+        body, whole = await relay.read_whole(forwarded.reply, scanner)
         if not whole:
-            await self._stream(forwarded, scanner, out)
+            await self._stream(forwarded, scanner, body)
             return
-        out += scanner.finish()
+        if "json" in forwarded.reply.headers.get("Content-Type", "") and relay.is_cut(scanner):
+            raise UpstreamInterrupted
         told = self._headers(forwarded)
         self._made = self._bill()
         told.update(answers.charged_headers(self.admission, self._made.row.charged))
-        self._answer(web.Response(status=forwarded.reply.status, body=out, headers=told))
+        self._answer(web.Response(status=forwarded.reply.status, body=body, headers=told))
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
         """Chunks as they come; a break in the middle is told in the dialect's words."""
@@ -148,47 +179,56 @@ class Exchange:
             if first:
                 await writer.write(first)
             await relay.stream(self.visit, forwarded.reply, scanner, writer)
+            if scanner.failed:
+                self.end = self._end_of(End.UPSTREAM_ERROR)
         except (UpstreamInterrupted, UpstreamTimeout) as error:
-            self.end = self._end_of(error)
-            if scanner.event_boundary():
+            self.end = self._end_of(End.UPSTREAM_ERROR)
+            if scanner.event_boundary() and not writer.within_event:
                 await writer.write(self.adapter.error_event(error, self.admission.hold.hold_id, scanner))
             else:
-                writer.abort()
+                writer.break_off()
+        except BaseException:
+            writer.break_off()
+            raise
         finally:
             self.gateway.count_stream(-1)
         self._answer(response)
 
-    def _end_of(self, error: TollgateError) -> End:
+    def _end_of(self, otherwise: End) -> End:
         if self.visit.left:
             return End.CLIENT_LEFT
-        return End.SHUTDOWN if self._stopping else End.UPSTREAM_ERROR
+        return End.SHUTDOWN if self._stopping else otherwise
 
     def _answer(self, response: web.StreamResponse) -> None:
-        facts, plan = self.asked.facts, self.admission.plan.name
-        self.gateway.metrics.requests.add((self.adapter.name, facts.model or "other", plan, str(response.status)), 1)
+        self._count(response.status)
         self.visit.answer(response)
+
+    def _count(self, status: int) -> None:
+        facts, plan = self.asked.facts, self.admission.plan.name
+        self.gateway.metrics.requests.add((self.adapter.name, facts.model or "other", plan, str(status)), 1)
 
     def _fail(self, error: TollgateError) -> None:
         """Nothing was answered yet: answer the error."""
-        self.end = self._end_of(error)
-        if self.visit.is_answered:
+        self.end = self._end_of(End.UPSTREAM_ERROR)
+        if self.visit.left:
+            self._count(CLIENT_LEFT_STATUS)
             return
         self._answer(
             answers.error_response(
                 error,
                 self.adapter,
                 request_id=self.admission.hold.hold_id,
-                quota_status=self.gateway.config.settings.quota_status,
+                quota_status=self.asked.config.settings.quota_status,
             )
         )
 
     # --- settle --------------------------------------------------------------------------------------------------
 
     def _outcome(self) -> Outcome:
-        """What is known of the usage now."""
+        """What is known of the usage now. Who walks away from a call that was sent owes at least its input."""
         outcome = self.scanner.outcome() if self.scanner is not None else NotServed()
-        refused = self.forwarded is not None and self.forwarded.reply.status >= 400
-        if isinstance(outcome, NotServed) and self.visit.left and not refused:
+        walked_away = self.visit.left and self._was_cut and self.contact.sent and not self.contact.refused
+        if isinstance(outcome, NotServed) and walked_away:
             return AtLeast(Usage(input=self.bound.input_tokens), Basis.ESTIMATED)
         return outcome
 
@@ -203,10 +243,15 @@ class Exchange:
         )
 
     async def _settle(self) -> None:
+        """The upstream is let go first: what comes after the bill must not come at all."""
         if self.forwarded is not None:
             self.forwarded.reply.close()
-        if self._draining:
+        if self._drain is not None:
+            self._drain.cancel()
             self.gateway.drains -= 1
         started_s = time.perf_counter()
-        await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
+        try:
+            await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
+        finally:  # whatever went wrong: a hold that nobody ends must not be renewed
+            self.gateway.quota.holds.remove(self.admission.hold)
         self.gateway.metrics.overhead.observe(("settle",), time.perf_counter() - started_s)

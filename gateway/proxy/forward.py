@@ -1,9 +1,11 @@
-"""Step 4: ask the model. One upstream after another until one gives a first byte, within the retry budget.
+"""Step 4: ask the model. One upstream after another until one begins to answer, within the retry budget.
 
 Rules
-1. Only before the first byte may a call go to the next upstream; after it, never.
-2. What the provider says against *our* credential or billing is not the client's business: 502 and an alert.
-3. Upstream hosts come from the config alone; the client chooses nothing of the address but the query string.
+1. Only before the first byte may a call go to the next upstream; after it, never. One upstream at a time.
+2. What the provider says against *our* credential or billing is not the client's business: 502, and an alert.
+3. Upstream hosts come from the config alone; the client chooses nothing of the address but the query string. A
+   redirect is not followed: it would take our key elsewhere.
+4. An error is read whole before anything is decided: its body says whose fault it is.
 """
 
 from __future__ import annotations
@@ -11,91 +13,167 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.config.model import Upstream
-from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamUnreachable
+from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
+from gateway.providers.upstream_errors import Fault, fault, mask
 from gateway.proxy.admit import Bound
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.headers import credential
-from gateway.proxy.parse import Asked
+from gateway.proxy.parse import Asked, speaking
 from gateway.proxy.upstream import Reply
 from gateway.quota.admission import Admission
 
 log = logging.getLogger(__name__)
 
-_OWN_FAULT = frozenset({401, 402, 403})
-_TRY_NEXT = frozenset({408, 429, 500, 502, 503, 504, 529})
+ERROR_BYTES_MAX = 262_144
+Attempt = tuple[Upstream, str]  # and one of its keys
+
+
+@dataclass(slots=True)
+class Contact:
+    """What a provider may know of the call so far: whoever cuts it must know whether it costs."""
+
+    sent: bool = False  # its request began to leave
+    refused: bool = False  # and was answered with an error
+
+    def leaving(self) -> None:
+        self.sent, self.refused = True, False
 
 
 @dataclass(frozen=True, slots=True)
 class Forwarded:
-    """An upstream that began to answer."""
+    """An upstream that began to answer; or its error, whole and masked."""
 
     upstream: Upstream
     reply: Reply
+    error_body: bytes | None = None
 
 
-def candidates(gateway: Gateway, asked: Asked) -> list[Upstream]:
-    """The model's upstreams that are on and speak this dialect, in order; a lone one is tried twice."""
-    upstreams = [
-        upstream
-        for name in asked.model.upstreams
-        if (upstream := gateway.config.settings.upstreams[name]).on and upstream.dialect == asked.adapter.dialect
-    ]
-    if not upstreams:
-        raise UpstreamUnreachable("No upstream of this model speaks this dialect.")
-    return upstreams
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """The request as every upstream gets it."""
+
+    asked: Asked
+    admission: Admission
+    bound: Bound
+    headers: Mapping[str, str]
+    query: str
+
+    def url(self, upstream: Upstream) -> str:
+        return upstream.url + self.asked.adapter.upstream_path + (f"?{self.query}" if self.query else "")
+
+    def body(self, upstream: Upstream) -> bytes:
+        """As received, unless a rewrite is due: alias, injected or lowered bound, include_usage."""
+        output = self.bound.output_tokens if self.admission.clamped_to is None else self.admission.clamped_to
+        return self.asked.adapter.rewrite(
+            self.asked.call,
+            model=self.asked.model.rename,
+            output_tokens_max=None if output == self.asked.call.output_tokens_asked else output,
+            output_field=upstream.output_field,
+        )
 
 
-def rewritten(asked: Asked, admission: Admission, bound: Bound, upstream: Upstream) -> bytes:
-    """The body as received, unless a rewrite is due (DESIGN: alias, injected or lowered bound, include_usage)."""
-    output = bound.output_tokens if admission.clamped_to is None else admission.clamped_to
-    return asked.adapter.rewrite(
-        asked.call,
-        model=asked.model.rename,
-        output_tokens_max=None if output == asked.call.output_tokens_asked else output,
-        output_field=upstream.output_field,
-    )
+def attempts(upstreams: Iterable[Upstream]) -> deque[Attempt]:
+    """Every upstream with each of its keys, in the config's order; the keys of one are drawn by lot."""
+    return deque((upstream, key) for upstream in upstreams for key in random.sample(upstream.keys, len(upstream.keys)))
 
 
-async def forward(
-    gateway: Gateway, asked: Asked, admission: Admission, bound: Bound, headers: Mapping[str, str], query: str
-) -> Forwarded:
-    """Raises UpstreamUnreachable, UpstreamTimeout, UpstreamMisconfigured."""
-    settings = gateway.config.settings
+async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> Forwarded:
+    """The first upstream that answers, or the last one's error. Raises UpstreamUnreachable, UpstreamTimeout,
+    UpstreamMisconfigured."""
     gateway.retries.earn()
-    upstreams = candidates(gateway, asked)
-    last: TollgateError = UpstreamUnreachable()
-    for index, upstream in enumerate(upstreams):
-        started_s = time.perf_counter()
-        key = upstream.keys[0] if len(upstream.keys) == 1 else random.choice(upstream.keys)  # noqa: S311  # balance
-        url = upstream.url + asked.adapter.upstream_path + (f"?{query}" if query else "")
+    asked = outgoing.asked
+    waiting = attempts(speaking(asked.config, asked.model, asked.adapter))
+    may_repeat = len(waiting) == 1  # a lone one gets a second chance after a connection that had gone stale
+    last: Forwarded | TollgateError = UpstreamUnreachable()
+    while waiting:
+        upstream, key = waiting.popleft()
+        contact.sent = False
         try:
-            reply = await gateway.leg.send(
-                url,
-                {**headers, **credential(upstream.dialect, key)},
-                rewritten(asked, admission, bound, upstream),
-                first_byte_s=settings.first_byte_s,
-                idle_s=settings.idle_s,
-            )
-        except TollgateError as error:
+            last = await _attempt(gateway, outgoing, upstream, key, contact)
+        except UpstreamUnreachable as error:
             last = error
-            gateway.metrics.upstream_requests.add((upstream.name, error.code), 1)
+            waiting = deque(other for other in waiting if other[0].name != upstream.name)
+            if may_repeat and contact.sent and not isinstance(error, UpstreamTimeout):
+                may_repeat = False
+                waiting.append((upstream, key))
         else:
-            gateway.metrics.upstream_requests.add((upstream.name, str(reply.status)), 1)
-            gateway.metrics.upstream_seconds.observe((upstream.name,), time.perf_counter() - started_s)
-            more = index + 1 < len(upstreams)
-            if reply.status in _OWN_FAULT:
-                reply.close()
-                log.error("upstream %s answered %d to our own credential", upstream.name, reply.status)
-                last = UpstreamMisconfigured()
-            elif not (reply.status in _TRY_NEXT and more and gateway.retries.spend()):
-                return Forwarded(upstream, reply)
-            else:
-                reply.close()
-                continue
-        if index + 1 < len(upstreams) and not gateway.retries.spend():
+            found = _judge(gateway, last)
+            if isinstance(found, Forwarded):
+                return found
+            last = found.error or last
+            if not found.retryable:
+                break
+        if waiting and not gateway.retries.spend():
             break
-    raise last
+    if isinstance(last, TollgateError):
+        raise last
+    return last
+
+
+async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key: str, contact: Contact) -> Forwarded:
+    """One request to one upstream. Raises UpstreamUnreachable, UpstreamTimeout."""
+    settings, metrics = outgoing.asked.config.settings, gateway.metrics
+    started_s = time.perf_counter()
+    try:
+        reply = await gateway.leg.send(
+            outgoing.url(upstream),
+            {**outgoing.headers, **credential(upstream.dialect, key)},
+            outgoing.body(upstream),
+            first_byte_s=settings.first_byte_s,
+            idle_s=settings.idle_s,
+            leaving=contact.leaving,
+        )
+    except UpstreamUnreachable as error:
+        metrics.upstream_requests.add((upstream.name, error.code), 1)
+        cause = type(error.__cause__ or error).__name__
+        gateway.alarms.tell(f"{upstream.name} {cause}", "upstream %s does not answer: %s", upstream.name, cause)
+        raise
+    metrics.upstream_requests.add((upstream.name, str(reply.status)), 1)
+    metrics.upstream_seconds.observe((upstream.name,), time.perf_counter() - started_s)
+    if reply.status < 300:
+        return Forwarded(upstream, reply)
+    contact.refused = True
+    try:
+        body = await _error_body(reply)
+    finally:
+        reply.close()
+    return Forwarded(upstream, reply, mask(body, upstream.keys))
+
+
+async def _error_body(reply: Reply) -> bytes:
+    """Raises UpstreamUnreachable, UpstreamTimeout."""
+    body = bytearray()
+    while len(body) <= ERROR_BYTES_MAX and (piece := await reply.read()):
+        body += piece
+    return bytes(body[:ERROR_BYTES_MAX])
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """An upstream's error: what the client gets if nobody answers (None: that very error)."""
+
+    error: TollgateError | None
+    retryable: bool
+
+
+def _judge(gateway: Gateway, forwarded: Forwarded) -> Forwarded | _Refused:
+    """An answer goes to the client; an error is the client's, ours, or perhaps not another upstream's."""
+    if forwarded.error_body is None:
+        return forwarded
+    name, status = forwarded.upstream.name, forwarded.reply.status
+    redirected = status < 400
+    found = Fault(True, True, True) if redirected else fault(status, forwarded.error_body)
+    if found.needs_alert:
+        gateway.alarms.tell(
+            f"{name} {status}",
+            "upstream %s answered %d to our own %s",
+            name,
+            status,
+            "address" if redirected else "credential or billing",
+        )
+    return _Refused(UpstreamMisconfigured() if found.is_ours else None, found.is_retryable)

@@ -8,6 +8,7 @@ from typing import Protocol
 from gateway.config.model import Config
 from gateway.metrics import Metrics
 from gateway.providers.tokens import Counter
+from gateway.proxy.alarms import Alarms
 from gateway.proxy.upstream import Leg
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
@@ -15,14 +16,21 @@ from gateway.quota.service import Quota
 
 RETRY_BUDGET_PER_REQUEST = 0.2
 RETRY_BUDGET_MAX = 20.0
-
-
 DRAINS_MAX = 1_000
 
 
 class Stoppable(Protocol):
     def stop(self) -> None:
         """End at once: the grace time is over."""
+
+
+@dataclass(slots=True)
+class Patience:
+    """How long a client may keep us waiting. An idle connection between two requests may stay ``AppRunner``'s time."""
+
+    headers_s: float = 10.0  # from its first byte, or from its opening, to the end of a request's headers
+    body_s: float = 30.0  # for the whole body
+    send_s: float = 60.0  # without taking a byte of what waits for it
 
 
 @dataclass(slots=True)
@@ -53,9 +61,12 @@ class Gateway:
     tasks: Tasks
     metrics: Metrics
     retries: RetryBudget = field(default_factory=RetryBudget)
+    patience: Patience = field(default_factory=Patience)
+    alarms: Alarms = field(default_factory=Alarms)
     open: set[Stoppable] = field(default_factory=set)  # admitted calls with an upstream
     draining: bool = False  # SIGTERM came: readiness is off
     drains: int = 0  # answers being read to their end for clients that left
+    drains_max: int = DRAINS_MAX
     streams: int = 0
 
     def count_stream(self, change: int) -> None:

@@ -47,7 +47,7 @@ def _answer_anyway(gateway: Gateway, adapter: Adapter, visit: Visit, call: async
 
 async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:
     """Meter one call: authenticate → parse → admit → forward → relay → settle."""
-    started_s = time.perf_counter()
+    started_s = visit.began_s
     request = visit.request
     metrics = gateway.metrics
     asked: Asked | None = None
@@ -55,7 +55,7 @@ async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:
         key, caller = await authenticate(gateway, request.headers)
         authenticated_s = time.perf_counter()
         metrics.overhead.observe(("authenticate",), authenticated_s - started_s)
-        asked = await parse(gateway.config, adapter, request)
+        asked = await parse(gateway.config, adapter, request, body_s=gateway.patience.body_s)
         metrics.overhead.observe(("parse",), time.perf_counter() - authenticated_s)
         admission, bound = await admit(gateway, key, caller, asked, request.headers)
     except TollgateError as error:
@@ -69,9 +69,7 @@ def refuse(
     gateway: Gateway, adapter: Adapter, visit: Visit, error: TollgateError, asked: Asked | None, request_id: str
 ) -> None:
     """Answer with an error of ours, and count it."""
-    response = error_response(
-        error, adapter, request_id=request_id, quota_status=gateway.config.settings.quota_status
-    )
+    response = error_response(error, adapter, request_id=request_id, quota_status=gateway.config.settings.quota_status)
     if isinstance(error, Refusal) or error.status in (401, 403, 503):
         scope = error.detail.scope if error.detail is not None and error.detail.scope else "account"
         gateway.metrics.denials.add((error.code, scope), 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from gateway.errors import BadRequest
+
 # Client → upstream. Credentials, cookies, forwarding and hop-by-hop headers are never among them.
 _REQUEST_ALLOWED = frozenset({"content-type", "accept", "openai-beta"})
 _REQUEST_ALLOWED_PREFIXES = ("anthropic-",)
@@ -26,13 +28,24 @@ _RESPONSE_ALLOWED = frozenset(
 
 
 def to_upstream(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """The client's headers that the upstream may see, names in lower case. The last of a repeated one counts."""
+    """The client's headers that the upstream may see, names in lower case; a repeated one becomes a list.
+
+    What ``Connection`` names is of the client's connection to us, and stays here.
+    Source: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+    """
     passed: dict[str, str] = {}
+    connection = ""
     for name, value in headers:
         lower = name.lower()
         if lower in _REQUEST_ALLOWED or (lower.startswith(_REQUEST_ALLOWED_PREFIXES) and lower not in _REQUEST_DENIED):
-            passed[lower] = value
+            passed[lower] = value if lower not in passed else f"{passed[lower]}, {value}"
+        elif lower == "connection":
+            connection += f",{value}"
+    if connection:
+        for name in connection.lower().split(","):
+            passed.pop(name.strip(), None)
     passed["accept-encoding"] = "identity"  # a compressed answer could not be metered as it passes
+    passed["user-agent"] = "tollgate"
     return passed
 
 
@@ -48,3 +61,11 @@ def credential(dialect: str, key: str) -> dict[str, str]:
     https://platform.openai.com/docs/api-reference/authentication
     """
     return {"x-api-key": key} if dialect == "anthropic" else {"authorization": f"Bearer {key}"}
+
+
+def named(headers: Mapping[str, str], name: str, characters_max: int) -> str | None:
+    """A header's text that names something; None when it was not sent. Raises BadRequest: invalid_header."""
+    value = headers.get(name)
+    if value is not None and not (0 < len(value) <= characters_max and value.isprintable()):
+        raise BadRequest("invalid_header", f"{name} takes 1 to {characters_max} printable characters.", param=name)
+    return value

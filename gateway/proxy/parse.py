@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import ClientPayloadError, web
+from aiohttp import ClientPayloadError, HttpVersion11, web
 
-from gateway.config.model import Config
+from gateway.config.model import Config, Upstream
 from gateway.domain.plans import Feature, Model
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
+    ExpectationFailed,
     RequestError,
     RequestTimeout,
     UnknownFeature,
@@ -22,17 +23,18 @@ from gateway.errors import (
     UnsupportedEncoding,
 )
 from gateway.providers.adapter import Adapter, Call
+from gateway.proxy.headers import named
 from gateway.quota.admission import Facts
 
-BODY_S = 30.0  # how long a body may take to arrive
 _METADATA_BYTES_MAX = 2048
 _NAME_CHARACTERS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A parsed call with everything the config says of it."""
+    """A parsed call with everything the config says of it. A reload does not change it under way."""
 
+    config: Config
     adapter: Adapter
     call: Call
     model: Model
@@ -40,37 +42,57 @@ class Asked:
     facts: Facts
 
 
-async def parse(config: Config, adapter: Adapter, request: web.BaseRequest) -> Asked:
-    """Raises RequestError in all its kinds (bad body, too large, encoding, timeout, feature), UnknownModel."""
+async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, *, body_s: float) -> Asked:
+    """``body_s``: how long the body may take to arrive.
+
+    Raises RequestError in all its kinds (bad body, too large, encoding, timeout, feature), UnknownModel.
+    """
     headers = request.headers
-    if headers.get("Content-Encoding", "identity") != "identity":
+    if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("Send the body without Content-Encoding.")
     content_type = request.content_type
     if "Content-Type" in headers and content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedEncoding(f"Send Content-Type: application/json, not {content_type[:60]!r}.")
-    call = adapter.parse(await _body(request), headers)
+    body = await read_body(request, bytes_max=config.settings.body_max_bytes, within_s=body_s)
+    call = adapter.parse(body, headers)
     model = config.catalog.model(call.model)
     if model is None or not any(config.settings.upstreams[name].on for name in model.upstreams):
         raise UnknownModel(f"The model {call.model[:100]!r} is not configured on this gateway.", param="model")
+    if not speaking(config, model, adapter):
+        raise UnknownModel(f"The model {call.model[:100]!r} is not served on {adapter.route}.", param="model")
     feature = feature_of(config, headers)
     label = call.model if call.model in model.ids else model.match
     facts = Facts(
         route=adapter.name,
         model=label,
-        job=_name(headers, "Tollgate-Job"),
-        job_type=_name(headers, "Tollgate-Job-Type"),
+        job=named(headers, "Tollgate-Job", _NAME_CHARACTERS_MAX),
+        job_type=named(headers, "Tollgate-Job-Type", _NAME_CHARACTERS_MAX),
         metadata=_metadata(headers),
     )
-    return Asked(adapter, call, model, feature, facts)
+    return Asked(config, adapter, call, model, feature, facts)
 
 
-async def _body(request: web.BaseRequest) -> bytes:
-    """Raises BodyTooLarge, RequestTimeout, RequestError."""
+def speaking(config: Config, model: Model, adapter: Adapter) -> list[Upstream]:
+    """The model's upstreams that are on and speak this dialect, in the config's order."""
+    upstreams = (config.settings.upstreams[name] for name in model.upstreams)
+    return [upstream for upstream in upstreams if upstream.on and upstream.dialect == adapter.dialect]
+
+
+async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float) -> bytes:
+    """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
+    if (request.content_length or 0) > bytes_max:
+        raise BodyTooLarge
     try:
         if request.content.is_eof():  # it came with the headers
             return await request.read()
-        async with asyncio.timeout(BODY_S):
-            return await request.read()
+        await _expected(request)
+        body = bytearray()
+        async with asyncio.timeout(within_s):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > bytes_max:
+                    raise BodyTooLarge
+        return bytes(body)
     except web.HTTPRequestEntityTooLarge as error:
         raise BodyTooLarge from error
     except TimeoutError as error:
@@ -79,20 +101,28 @@ async def _body(request: web.BaseRequest) -> bytes:
         raise RequestError("The request broke off before its body was complete.") from error
 
 
+async def _expected(request: web.BaseRequest) -> None:
+    """A client that asks first is told to go on: by now its key and its headers are good.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
+    """
+    expect = request.headers.get("Expect")
+    if expect is None or request.version < HttpVersion11:
+        return
+    if expect.lower() != "100-continue":
+        raise ExpectationFailed
+    transport = request.transport
+    if transport is not None:
+        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
 def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:
     """Raises UnknownFeature."""
-    name = headers.get("Tollgate-Feature") or config.catalog.default_feature
+    name = headers.get("Tollgate-Feature", config.catalog.default_feature)
     feature = config.catalog.features.get(name)
     if feature is None:
-        raise UnknownFeature
+        raise UnknownFeature(param="Tollgate-Feature")
     return feature
-
-
-def _name(headers: Mapping[str, str], name: str) -> str | None:
-    value = headers.get(name)
-    if value is not None and len(value) > _NAME_CHARACTERS_MAX:
-        raise BadRequest("invalid_header", f"{name} takes at most {_NAME_CHARACTERS_MAX} characters.", param=name)
-    return value
 
 
 def _metadata(headers: Mapping[str, str]) -> dict[str, Any]:
@@ -100,11 +130,13 @@ def _metadata(headers: Mapping[str, str]) -> dict[str, Any]:
     text = headers.get("Tollgate-Metadata")
     if text is None:
         return {}
-    if len(text) > _METADATA_BYTES_MAX:
+    data = text.encode("utf-8", "surrogateescape")
+    if len(data) > _METADATA_BYTES_MAX:
         raise BadRequest("invalid_header", "Tollgate-Metadata takes at most 2 KB of JSON.", param="Tollgate-Metadata")
     try:
-        value = orjson.loads(text.encode("utf-8", "surrogateescape"))
-    except orjson.JSONDecodeError as error:
+        value = orjson.loads(data)
+        orjson.dumps(value)  # what cannot be written again (too deep) cannot be recorded
+    except (orjson.JSONDecodeError, TypeError) as error:
         raise BadRequest("invalid_header", "Tollgate-Metadata is not valid JSON.", param="Tollgate-Metadata") from error
     if not isinstance(value, dict):
         raise BadRequest("invalid_header", "Tollgate-Metadata must be a JSON object.", param="Tollgate-Metadata")

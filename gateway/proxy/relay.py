@@ -3,25 +3,25 @@
 Rules
 1. Client bytes = upstream bytes, chunk for chunk; the scanner may only hide what we asked for ourselves.
 2. A slow reader slows its upstream: nothing is read while the client's socket is full.
-3. A client that left does not end the call: its plan says whether the rest is drained (capped) or cut.
+3. A client that left does not end the call: what the upstream still gives is read for the bill alone.
 4. A whole answer of at most ``BUFFERED_BYTES_MAX`` is held until its price is known: the headers carry it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from enum import StrEnum
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from gateway.domain.usage import Exact
+from gateway.errors import UpstreamInterrupted
 from gateway.providers.adapter import Scanner
 from gateway.proxy.upstream import Reply
 from gateway.proxy.visit import Visit
 
 BUFFERED_BYTES_MAX = 1_048_576
-ERROR_BYTES_MAX = 1_048_576
 _WRITE_BUFFER_HIGH_BYTES = 65_536
 
 
@@ -35,17 +35,16 @@ class End(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-async def read_whole(reply: Reply, bytes_max: int) -> tuple[bytes, bool]:
-    """(what came, whether it is all). Raises UpstreamInterrupted, UpstreamTimeout."""
-    pieces: list[bytes] = []
-    size_bytes = 0
-    while size_bytes <= bytes_max:
+async def read_whole(reply: Reply, scanner: Scanner) -> tuple[bytes, bool]:
+    """(what the client gets of what came, whether it is all). Raises UpstreamInterrupted, UpstreamTimeout."""
+    body = bytearray()
+    while len(body) <= BUFFERED_BYTES_MAX:
         piece = await reply.read()
         if not piece:
-            return b"".join(pieces), True
-        pieces.append(piece)
-        size_bytes += len(piece)
-    return b"".join(pieces), False
+            body += scanner.finish()
+            return bytes(body), True
+        body += scanner.feed(piece)
+    return bytes(body), False
 
 
 class Writer:
@@ -57,6 +56,7 @@ class Writer:
         self._transport: asyncio.Transport | None = None
         self._writer: AbstractStreamWriter | None = None
         self._framed = visit.request.version >= HttpVersion11
+        self.within_event = False  # the client has the beginning of an event that will never end
 
     async def start(self) -> None:
         """Send the headers; a client that is gone is not an error."""
@@ -80,46 +80,30 @@ class Writer:
             except ConnectionError:
                 self._visit.leave()
 
-    def abort(self) -> None:
-        """Break the connection off: the client must not take what it has for a whole answer."""
+    def break_off(self) -> None:
+        """Close without the last chunk: the client must not take what it has for a whole answer."""
         if self._transport is not None and not self._visit.left:
-            self._transport.abort()
+            self._transport.close()
 
 
 async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer) -> None:
-    """Relay until the upstream ends. Raises UpstreamInterrupted, UpstreamTimeout when it breaks off or is closed."""
+    """Relay until the upstream ends. Raises UpstreamInterrupted, UpstreamTimeout when it breaks off or is closed; also
+    when it ends in order in the middle of its words."""
     while chunk := await reply.read():
         out = scanner.feed(chunk)
         if out and not visit.left:
             await writer.write(out)
+    is_within = not scanner.event_boundary()
     tail = scanner.finish()
+    if is_cut(scanner):
+        writer.within_event = is_within
+        raise UpstreamInterrupted
     if tail and not visit.left:
         await writer.write(tail)
 
 
-class Departure:
-    """What a client's leaving means for the upstream: ``close`` it after ``grace_s`` seconds (0 = cut at once).
-
-    ``told`` is called once, when the client leaves, and answers the seconds that finishing for nobody may take.
-    """
-
-    def __init__(self, visit: Visit, close: Callable[[], None], told: Callable[[], float]) -> None:
-        self._visit = visit
-        self._close = close
-        self._told = told
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> None:
-        self._visit.when_left(self._left)
-
-    def __exit__(self, *_: object) -> None:
-        self._visit.when_left(None)
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _left(self) -> None:
-        grace_s = self._told()
-        if grace_s <= 0:
-            self._close()
-        else:
-            self._timer = asyncio.get_running_loop().call_later(grace_s, self._close)
+def is_cut(scanner: Scanner) -> bool:
+    """Whether an answer that ended in order lacks its end. Usage or an error event of the upstream's own is an end."""
+    if scanner.complete or isinstance(scanner.outcome(), Exact):
+        return False
+    return not scanner.failed

@@ -14,7 +14,7 @@ from gateway.errors import MethodNotAllowed, RouteNotMetered, TollgateError, Unk
 from gateway.providers import models as bodies
 from gateway.providers.adapter import Adapter
 from gateway.providers.registry import ADAPTERS, error_adapter
-from gateway.proxy.answers import error_response
+from gateway.proxy.answers import SERVER, error_response
 from gateway.proxy.authenticate import authenticate
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.handler import serve
@@ -30,7 +30,7 @@ def front(gateway: Gateway, inner: Handler) -> Handler:
     """Metered routes go straight to the data plane; everything else through the application."""
 
     async def dispatch(request: web.BaseRequest) -> web.StreamResponse:
-        adapter = ADAPTERS.get(request.path)
+        adapter = ADAPTERS.get(request.rel_url.raw_path)  # spelled exactly so: what is encoded or doubled is not ours
         if adapter is None:
             return await inner(request)
         if request.method != "POST":
@@ -56,6 +56,9 @@ def add_routes(app: web.Application, gateway: Gateway, ready: Check) -> None:
     async def models(request: web.Request) -> web.Response:
         return await _models(gateway, request)
 
+    async def models_only_get(request: web.Request) -> web.Response:
+        return _refused(gateway, error_adapter(request.headers), MethodNotAllowed(), {"Allow": "GET, HEAD"})
+
     async def unmetered(request: web.Request) -> web.Response:
         return _refused(gateway, error_adapter(request.headers), RouteNotMetered())
 
@@ -64,7 +67,15 @@ def add_routes(app: web.Application, gateway: Gateway, ready: Check) -> None:
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/v1/models", models)
     app.router.add_get("/v1/models/{id:.+}", models)
+    app.router.add_route("*", "/v1/models", models_only_get)
+    app.router.add_route("*", "/v1/models/{id:.+}", models_only_get)
     app.router.add_route("*", "/v1/{rest:.*}", unmetered)
+    app.on_response_prepare.append(_without_versions)
+
+
+async def _without_versions(_: web.Request, response: web.StreamResponse) -> None:
+    """Nobody needs to know which library answers."""
+    response.headers.update(SERVER)
 
 
 async def _models(gateway: Gateway, request: web.Request) -> web.Response:

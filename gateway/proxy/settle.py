@@ -19,7 +19,7 @@ def make_bill(
 async def settle(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, outcome: Outcome) -> None:
     """End the hold and count what it came to. Never raises for a dependency that is away."""
     await gateway.quota.end(admission, bill)
-    if not isinstance(outcome, NotServed):
+    if not (isinstance(outcome, NotServed) or admission.work.free):
         _count(gateway, admission, bill, bound, outcome)
 
 

@@ -10,6 +10,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -21,6 +22,7 @@ class Visit:
 
     def __init__(self, request: web.BaseRequest) -> None:
         self.request = request
+        self.began_s = time.perf_counter()
         self.left = False
         self._answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
         self._on_leave: Callable[[], None] | None = None

@@ -53,7 +53,7 @@ class Ask:
     choices: int
     output_floor: int  # a clamp must stay above it (thinking budget)
     lease_ms: int
-    refresh: Callable[[], Awaitable[Caller]]
+    refresh: Callable[[Caller], Awaitable[Caller]]
 
 
 class Quota:
@@ -134,7 +134,7 @@ class Quota:
                 case engine_model.Turn(_, server_ms):
                     await self.turner.turn(account.id, server_ms)
                 case engine_model.Reauth():
-                    caller, work, clamped_to, is_fresh = await ask.refresh(), ask.work, None, True
+                    caller, work, clamped_to, is_fresh = await ask.refresh(caller), ask.work, None, True
                 case engine_model.Late(server_ms):
                     self.clock.saw(server_ms)
                 case engine_model.Warming(_, _, record):
