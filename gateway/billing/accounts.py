@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from gateway.billing.desk import Desk, shown
 from gateway.domain.accounts import Account, AccountStatus
 from gateway.domain.turns import Stay, decide
-from gateway.errors import Conflict, NotFound, RequestError
-from gateway.store.accounts import Accounts
+from gateway.errors import NotFound, RequestError
+from gateway.store.bulk import NewAccount, create_accounts
 from gateway.store.common import PAGE_MAX, Page
 from gateway.store.database import Database
 from gateway.store.members import Team, User
 
-IMPORT_ROWS_MAX: Final = 5_000  # one transaction: others wait for it to write
+IMPORT_ROWS_MAX: Final = 20_000  # one transaction: others wait for it to write
 IMPORT_TIMEOUT_S: Final = 60.0
 Member = TypeVar("Member", Team, User)
-
-
-@dataclass(frozen=True, slots=True)
-class NewAccount:
-    """One account to be made. ``plan`` None: the default plan."""
-
-    name: str
-    plan: str | None = None
-    email: str | None = None
-    external_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +29,6 @@ class Holding:
     used: int
 
 
-class ImportProblem(RequestError):
-    """A row of the import cannot be taken; nothing was imported."""
-
-    def __init__(self, index: int, message: str) -> None:
-        super().__init__(message)
-        self.index = index  # of the row, from 0
-
-
 class AccountService:
     """Who is billed."""
 
@@ -56,26 +37,27 @@ class AccountService:
 
     async def create(self, new: NewAccount) -> Account:
         """Raises BadRequest (name, plan), Conflict (external id), StoreUnavailable."""
-        return await _create(self._desk.store.accounts, new, self._desk)
+        desk = self._desk
+        return await desk.store.accounts.create(
+            new.name,
+            now_ms=desk.now_ms(),
+            plan=new.plan,
+            email=new.email,
+            external_id=new.external_id,
+            actor=desk.actor,
+        )
 
     async def bring_in(self, rows: Sequence[NewAccount]) -> tuple[Account, ...]:
         """All of them or none, in one transaction.
 
-        Raises ImportProblem with the first bad row, RequestError for too many, StoreUnavailable.
+        Raises BadRow (the first bad one), RequestError for too many, StoreUnavailable.
         """
         if len(rows) > IMPORT_ROWS_MAX:
             raise RequestError(f"An import has at most {IMPORT_ROWS_MAX} rows, this one {len(rows)}: split it.")
-        database = self._desk.store.database
+        desk = self._desk
+        database = desk.store.database
         patient = Database(database.engine, database.dialect, timeout_s=IMPORT_TIMEOUT_S)
-        made = []
-        async with patient.write() as connection:
-            accounts = Accounts(_Within(database, connection), self._desk.catalog)
-            for index, row in enumerate(rows):
-                try:
-                    made.append(await _create(accounts, row, self._desk))
-                except (RequestError, Conflict) as error:
-                    raise ImportProblem(index, error.message) from error
-        return tuple(made)
+        return await create_accounts(patient, desk.catalog(), rows, now_ms=desk.now_ms(), actor=desk.actor)
 
     async def list(self, *, after: str | None = None, limit: int = 100, plan: str | None = None) -> Page[Account]:
         """In the order of their creation. Raises StoreUnavailable."""
@@ -183,29 +165,6 @@ class MemberService:
     async def user(self, account_id: str, ref: str) -> User:
         """By our id or its external id. Raises NotFound."""
         return await _one("user", account_id, ref, self._desk.store.members.list_users)
-
-
-async def _create(accounts: Accounts, new: NewAccount, desk: Desk) -> Account:
-    return await accounts.create(
-        new.name,
-        now_ms=desk.now_ms(),
-        plan=new.plan,
-        email=new.email,
-        external_id=new.external_id,
-        actor=desk.actor,
-    )
-
-
-class _Within(Database):
-    """The database as seen from inside a transaction: what writes, writes there, and is committed or undone with it."""
-
-    def __init__(self, database: Database, connection: Any) -> None:
-        super().__init__(database.engine, database.dialect)
-        self._connection = connection
-
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Any]:
-        yield self._connection
 
 
 async def _all(account_id: str, list_page: Callable[..., Awaitable[Page[Member]]]) -> AsyncIterator[Member]:

@@ -40,8 +40,8 @@ async def create(
     external_id: External = None,
 ) -> Output:
     """Make an account; it starts on the default plan or the one named."""
-    from gateway.billing.accounts import NewAccount
     from gateway.billing.views import account_view
+    from gateway.store.bulk import NewAccount
 
     account = await office.accounts.create(NewAccount(name, plan, email, external_id))
     return record(account_view(account, office.desk.catalog(), office.desk.now_ms()), ONE_SHOWN)
@@ -126,14 +126,14 @@ async def bring_in(
     ],
 ) -> Output:
     """Make all accounts of a CSV file, or none if a row is bad."""
-    from gateway.billing.accounts import ImportProblem
     from gateway.billing.views import account_view
     from gateway.cli.importing import rows_of
+    from gateway.store.bulk import BadRow
 
     rows = rows_of(file)
     try:
         made = await office.accounts.bring_in([row.account for row in rows])
-    except ImportProblem as problem:
+    except BadRow as problem:
         line = rows[problem.index].line
         raise RequestError(f"{file}: row {line}: {problem.message} Nothing was imported.") from problem
     found = [account_view(account, office.desk.catalog(), office.desk.now_ms()) for account in made]

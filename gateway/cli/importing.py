@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TextIO
 
-from gateway.billing.accounts import IMPORT_ROWS_MAX, NewAccount
+from gateway.billing.accounts import IMPORT_ROWS_MAX
 from gateway.errors import RequestError
+from gateway.store.bulk import NewAccount
 
 COLUMNS: Final = ("name", "plan", "email", "external_id")
 _BYTES_MAX: Final = 16 * 2**20

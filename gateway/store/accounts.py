@@ -64,7 +64,7 @@ class Accounts:
 
         Raises BadRequest (name, plan, missing terms), Conflict (the external id is taken), StoreUnavailable.
         """
-        name, external_id, email = _checked(name, external_id, email)
+        name, external_id, email = checked(name, external_id, email)
         catalog = self._catalog()
         chosen = catalog.plans.get(plan or catalog.default_plan)
         if chosen is None:
@@ -175,7 +175,7 @@ class Accounts:
         actor: str = "system",
     ) -> Account:
         """Change what an account is called. Raises AccountNotFound, BadRequest, Conflict, StoreUnavailable."""
-        name, external_id, email = _checked(name, external_id, email)
+        name, external_id, email = checked(name, external_id, email)
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             await connection.execute(
@@ -260,7 +260,7 @@ async def _taken(connection: AsyncConnection, external_id: str) -> bool:
     return found.first() is not None
 
 
-def _checked(name: str, external_id: str | None, email: str | None) -> tuple[str, str | None, str | None]:
+def checked(name: str, external_id: str | None, email: str | None) -> tuple[str, str | None, str | None]:
     """Trimmed, and without what no database could store or no list could show. Raises BadRequest."""
     cleaned = [(value or "").strip() for value in (name, external_id, email)]
     for param, value in zip(("name", "external_id", "email"), cleaned, strict=True):
