@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -61,6 +62,7 @@ class _Cache(Generic[T]):
         self._read = read
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._flights: dict[str, asyncio.Task[T | None]] = {}
 
     def peek(self, key: str, fresh_s: float) -> T | None:
         """The value when it is known and fresh; no I/O."""
@@ -73,6 +75,13 @@ class _Cache(Generic[T]):
         now_s = time.monotonic()
         if found is not None or now_s - self._unknown.get(key, -UNKNOWN_FRESH_S) < UNKNOWN_FRESH_S:
             return found
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._fetch(key))
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        return await asyncio.shield(flight)  # one read for all who wait, whoever of them leaves
+
+    async def _fetch(self, key: str) -> T | None:
         try:
             value = await self._read(key)
         except StoreUnavailable:
@@ -80,6 +89,7 @@ class _Cache(Generic[T]):
             if stale is None:
                 raise
             return stale
+        now_s = time.monotonic()
         if value is None:
             self._entries.pop(key, None)
             _put(self._unknown, key, now_s, UNKNOWN_ENTRIES_MAX)
@@ -125,11 +135,15 @@ class Callers:
             raise AccountSuspended
         return caller
 
-    async def again(self, key: str, *, account_ref: str | None = None) -> Caller:
-        """After ``Reauth``: forget what was cached and ask the database."""
-        self._keys.drop(self._digest(key))
+    async def again(self, key: str, *, stale: Caller, account_ref: str | None = None) -> Caller:
+        """After ``Reauth``: forget the caller that proved stale, unless somebody has asked the database since."""
+        known = self._keys.peek(self._digest(key), FRESH_S)
+        if known is not None and not known.service and _rev(known) == _rev(stale):
+            self._keys.drop(self._digest(key))
         if account_ref is not None:
-            self._accounts.drop(account_ref)
+            found = self._accounts.peek(account_ref, FRESH_S)
+            if found is not None and found[0].rev == _rev(stale):
+                self._accounts.drop(account_ref)
         return await self.by_key(key, account_ref=account_ref)
 
     def clear(self) -> None:
@@ -174,6 +188,10 @@ class Callers:
         if not well_formed(key):
             raise InvalidApiKey
         return self._hasher.digest(key).hex()
+
+
+def _rev(caller: Caller) -> int | None:
+    return caller.account.rev if caller.account is not None else None
 
 
 def _suspended(caller: Caller) -> bool:
