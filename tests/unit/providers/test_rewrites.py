@@ -153,3 +153,20 @@ def test_a_spliced_body_parses_to_the_changed_object_in_the_same_order(
     assert list(json.loads(out)) == list({**fields, **changes})
     if all(name in fields and fields[name] == value for name, value in changes.items()):
         assert out is body
+
+
+BIG = (
+    '"messages":[{"role":"user","content":"'
+    + "word {} [] \\\\ \\u00e9 " * 4_000
+    + '","max_tokens":1,"model":"nested"}]'
+)
+EARLY, LATE = '"model":"a","max_tokens":9', '"metadata":{"max_tokens":"2"}'
+
+
+@pytest.mark.parametrize(
+    "parts", [(EARLY, BIG, LATE), (LATE, BIG, EARLY), (BIG, EARLY, BIG.replace("messages", "x")), (LATE, EARLY, BIG)]
+)
+def test_a_field_is_found_wherever_it_stands_in_a_large_body(parts: tuple[str, ...]) -> None:
+    body = "{" + ", ".join(parts) + "}"
+    wanted = body.replace(EARLY, '"model":"b","max_tokens":5')
+    assert rewritten("anthropic", body, "b", 5) == wanted
