@@ -114,7 +114,7 @@ class Quota:
             if excluded is not None:
                 if is_fresh or not await self._changed(account):
                     raise excluded
-                caller, is_fresh = await ask.refresh(), True
+                caller, is_fresh = await ask.refresh(caller), True
                 continue
             situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
             if not account.subscription.status.usable and not await self._changed(account):
