@@ -28,9 +28,11 @@ import hiredis
 from limits.errors import EngineUnavailable
 from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
 
-# One more poll of the socket before a deadline counts: a reply that is already there beats its timeout, also when
-# this process was the slow one.
+# One more poll of the socket before a deadline counts: a reply that is already there beats its timeout. When this
+# process was the slow one (its timer fired late), the server gets as much more time, within bounds.
 RECHECK_S = 0.002
+OWN_DELAY_S = 0.02
+OWN_DELAY_MAX_S = 1.0
 STEADY_S = 1.0  # a connection that lived shorter than this is dialled again with backoff
 NEVER_S = float("inf")
 NOTHING = object()
@@ -147,6 +149,7 @@ class Node:
         self._timer: asyncio.TimerHandle | None = None
         self._due = NEVER_S
         self._rechecking = False
+        self._delayed_s = 0.0  # time given for delays of our own since deadlines were last met
         self._closed = False
 
     @property
@@ -221,21 +224,25 @@ class Node:
         self._timer = asyncio.get_running_loop().call_later(in_s, self._watch)
 
     def _watch(self) -> None:
-        self._timer, self._due = None, NEVER_S
         now = time.monotonic()
+        late_s = min(now - self._due, OWN_DELAY_MAX_S - self._delayed_s)
+        self._timer, self._due = None, NEVER_S
         deadlines = [caller[1] for caller in self._callers() if not caller[0].done()]
         silent_at = self._silent_at()
         earliest = min((*deadlines, silent_at))
-        if earliest == NEVER_S:
-            self._rechecking = False
-        elif earliest > now:
-            self._rechecking = False
-            self._arm(earliest - now)
+        if earliest > now:
+            self._rechecking, self._delayed_s = False, 0.0
+            if earliest < NEVER_S:
+                self._arm(earliest - now)
+        elif late_s > OWN_DELAY_S:
+            self._rechecking = True
+            self._delayed_s += late_s
+            self._arm(late_s)
         elif not self._rechecking:
             self._rechecking = True
             self._arm(RECHECK_S)
         else:
-            self._rechecking = False
+            self._rechecking, self._delayed_s = False, 0.0
             self._expire(now)
             if silent_at <= now:
                 self.drop(f"no answer for {self._timing.silence_s} s")

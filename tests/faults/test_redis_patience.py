@@ -1,0 +1,42 @@
+"""A deadline is the server's: what this process lost on its own does not count against it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from limits.client import Timing, connect
+from limits.errors import EngineUnavailable
+from tests.support.servers import RedisServer
+
+LARGE = b"x" * 8_000_000  # more than a socket takes at once: the rest leaves when the loop turns again
+
+
+async def test_a_loop_that_stood_still_does_not_blame_the_server(shared_valkey: RedisServer) -> None:
+    client = connect(shared_valkey.url, timing=Timing(command_timeout_s=0.25, silence_s=0.25))
+    try:
+        await client.execute("PING")
+        sent = asyncio.ensure_future(client.execute("ECHO", LARGE))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        threading.Event().wait(0.8)  # the loop stands still
+        assert await sent == LARGE
+    finally:
+        await client.close()
+
+
+async def test_a_silent_server_is_still_given_up_in_time(shared_valkey: RedisServer) -> None:
+    client = connect(shared_valkey.url, timing=Timing(command_timeout_s=0.25, silence_s=0.25))
+    try:
+        await client.execute("PING")
+        shared_valkey.suspend()
+        started_s = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            await client.execute("PING")
+        assert time.monotonic() - started_s < 1.5
+    finally:
+        shared_valkey.resume()
+        await client.close()
