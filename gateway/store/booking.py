@@ -31,7 +31,9 @@ _NEGATED: Final = (
     "held", "charged", "overrun",
 )  # fmt: skip
 _ID_MAX: Final = 36
+_STATUS_MAX: Final = 999
 _DAY_MS: Final = 86_400_000
+TIME_MAX_MS: Final = 253_402_300_799_999  # the last one of the year 9999
 _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -178,10 +180,10 @@ class Batch:
     def _reject(self, row: ChargeRow, why: str, now_ms: int) -> None:
         self.rejects.append(
             {
-                "hold_id": row.hold_id,
-                "account_id": row.account_id,
-                "state": row.state,
-                "why": why,
+                "hold_id": _storable(row.hold_id),
+                "account_id": _storable(row.account_id),
+                "state": _storable(row.state),
+                "why": _storable(why),
                 "row": encode(row).hex(),
                 "created_at_ms": now_ms,
             }
@@ -216,10 +218,17 @@ def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | N
             return f"no budget {budget.budget}"
         if not 0 <= budget.amount <= AMOUNT_MAX:
             return "not an amount"
-    for amount in (row.held, row.charged, row.overrun):
+    used = row.usage
+    for amount in (
+        row.held, row.charged, row.overrun, used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h,
+        used.cache_write, used.output, used.reasoning,
+    ):  # fmt: skip
         if not 0 <= amount <= AMOUNT_MAX:
             return "not an amount"
-    return None
+    for at_ms in (row.created_at_ms, row.ended_at_ms):
+        if not 0 <= at_ms <= TIME_MAX_MS:
+            return "not a time"
+    return None if 0 <= row.status <= _STATUS_MAX else "not a status"
 
 
 def _values(row: ChargeRow) -> dict[str, Any]:
@@ -232,13 +241,13 @@ def _values(row: ChargeRow) -> dict[str, Any]:
         "created_at_ms": row.created_at_ms,
         "at_ms": row.ended_at_ms,
         "month": _month(row.ended_at_ms // _DAY_MS),
-        "route": row.route,
+        "route": _storable(row.route),
         "model": _storable(row.model),
-        "upstream": row.upstream,
-        "plan": row.plan,
-        "feature": row.feature,
-        "wallet": row.wallet,
-        "card_version": row.card_version,
+        "upstream": _storable(row.upstream),
+        "plan": _storable(row.plan),
+        "feature": _storable(row.feature),
+        "wallet": _storable(row.wallet),
+        "card_version": _storable(row.card_version),
         "basis": row.basis.value,
         "input": used.input,
         "cache_read": used.cache_read,
@@ -251,7 +260,7 @@ def _values(row: ChargeRow) -> dict[str, Any]:
         "charged": row.charged,
         "overrun": row.overrun,
         "status": row.status,
-        "end": row.end,
+        "end": _storable(row.end),
         "key_id": row.key_id,
         "team_id": row.team_id,
         "user_id": row.user_id,
@@ -268,7 +277,7 @@ def _month(day: int) -> str:
 
 
 def _storable(text: str | None) -> str | None:
-    """What a caller wrote, without what PostgreSQL refuses: it must not hold up the bill."""
+    """A text without what PostgreSQL refuses: whatever somebody wrote must not hold up the bill."""
     if text is None or (text.isascii() and "\0" not in text):
         return text
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")

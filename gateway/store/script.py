@@ -11,7 +11,7 @@ import json
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import asyncpg
 from sqlalchemy import Executable
@@ -21,6 +21,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Rows = Sequence[Sequence[Any]]
+CHUNK: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Prepared:
     sql: str
     names: tuple[str, ...]
     constants: Mapping[str, Any]
+    chunk: str = ""  # SQLite, plain INSERTs: the same for ``CHUNK`` rows at once
 
 
 Script = Generator[tuple[Prepared, Parameters], Rows, T]
@@ -37,12 +39,15 @@ Script = Generator[tuple[Prepared, Parameters], Rows, T]
 
 def prepare(dialect: Literal["sqlite", "postgresql"], statement: Executable, *columns: str) -> Prepared:
     """Compile a statement. ``columns``: of an INSERT, those that it gives; none = all."""
-    engine = sqlite.dialect(paramstyle="named") if dialect == "sqlite" else PGDialect_asyncpg()  # type: ignore[no-untyped-call]
+    engine = sqlite.dialect(paramstyle="qmark") if dialect == "sqlite" else PGDialect_asyncpg()  # type: ignore[no-untyped-call]
     compiled = statement.compile(dialect=engine, column_keys=list(columns) or None)  # type: ignore[attr-defined]
     constants = {
         name: bind.value for name, bind in compiled.binds.items() if not bind.required and bind.value is not None
     }
-    return Prepared(str(compiled), tuple(compiled.positiontup or compiled.params), constants)
+    sql, names = str(compiled), tuple(compiled.positiontup or ())
+    head, values, row = sql.partition(" VALUES ")
+    chunk = f"{head}{values}{', '.join([row] * CHUNK)}" if dialect == "sqlite" and row.endswith("?)") else ""
+    return Prepared(sql, names, constants, chunk)
 
 
 def run_sqlite(connection: sqlite3.Connection, script: Script[T]) -> T:
@@ -63,14 +68,25 @@ def _drive_sqlite(connection: sqlite3.Connection, script: Script[T]) -> T:
         while True:
             rows: Rows = ()
             if isinstance(parameters, Mapping):
-                given = {name: _sqlite_value(value) for name, value in parameters.items()}
-                rows = connection.execute(statement.sql, {**statement.constants, **given}).fetchall()
+                given = {**statement.constants, **parameters}
+                rows = connection.execute(
+                    statement.sql, [_sqlite_value(given[name]) for name in statement.names]
+                ).fetchall()
             else:
-                connection.executemany(statement.sql, parameters)
+                _insert_sqlite(connection, statement, [[each[name] for name in statement.names] for each in parameters])
             statement, parameters = script.send(rows)
     except StopIteration as done:
         result: T = done.value
         return result
+
+
+def _insert_sqlite(connection: sqlite3.Connection, statement: Prepared, rows: list[list[Any]]) -> None:
+    """In chunks where it can be: each step gives the interpreter's lock away and waits to have it back."""
+    start = 0
+    while statement.chunk and len(rows) - start >= CHUNK:
+        connection.execute(statement.chunk, [value for row in rows[start : start + CHUNK] for value in row])
+        start += CHUNK
+    connection.executemany(statement.sql, rows[start:])
 
 
 def _sqlite_value(value: Any) -> Any:

@@ -21,7 +21,8 @@ from sqlalchemy import bindparam, func, insert, or_, select, update
 
 from gateway.domain.charges import ChargeRow, Committed
 from gateway.domain.ledger import charge_entries
-from gateway.store.booking import Account, Batch, Grant, Known
+from gateway.errors import Conflict, StoreUnavailable
+from gateway.store.booking import TIME_MAX_MS, Account, Batch, Grant, Known
 from gateway.store.common import among, inserting, storable, wall_clock_ms
 from gateway.store.database import Database, Dialect
 from gateway.store.grants import entry_values
@@ -43,12 +44,15 @@ class Writer:
     async def commit(self, rows: Sequence[ChargeRow]) -> list[Committed]:
         """Book these charges, at most ``BATCH_MAX``; the answers are in their order, one each.
 
-        A rejected charge is answered with no changes. Raises StoreUnavailable: perhaps booked, repeat.
+        A rejected charge is answered with no changes. Raises only StoreUnavailable: perhaps booked, repeat.
         """
         if not rows:
             return []
         assert len(rows) <= BATCH_MAX, "commit in batches"
-        answers = await self._database.run(self._booking(rows, self._now_ms()))
+        try:
+            answers = await self._database.run(self._booking(rows, self._now_ms()))
+        except Conflict as error:  # the same hold under two accounts in the same moment: repeated, one finds the other
+            raise StoreUnavailable from error
         return [answer() for answer in answers]
 
     def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[list[Callable[[], Committed]]]:
@@ -68,7 +72,7 @@ class Writer:
         for row in (yield sql.known, {"holds": holds}):
             known = Known.of(dict(zip(_USAGE, row, strict=True)))
             batch.known.setdefault(known.values["hold_id"], []).append(known)
-        since_ms = min(row.ended_at_ms for row in rows) - 1
+        since_ms = min(TIME_MAX_MS, *(row.ended_at_ms for row in rows)) - 1
         for account_id, number, *grant in (yield sql.grants, {"ids": ids, "since_ms": since_ms}):
             batch.accounts[account_id].grants[number] = Grant(*grant)
         if not batch.has_grants(rows):  # a late charge of a grant that has ended

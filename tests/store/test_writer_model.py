@@ -6,20 +6,21 @@ The model is law 3 in five lines: a hold's bill is its settle if one came, else 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from gateway.domain.charges import ChargeRow, Committed
+from gateway.domain.charges import ChargeRow, Committed, GrantLine
 from gateway.domain.periods import Period
 from gateway.store.common import new_id
 from gateway.store.store import Store, open_store
 from tests.store.conftest import Place
 from tests.support import stores
+from tests.support.charges import ROWS
 from tests.support.stores import NOW_MS, charge
 
 HOLDS = 6
@@ -169,3 +170,28 @@ def test_whatever_comes_in_whatever_order_the_books_follow_the_model(place: Plac
         finally:
             for store in shared.writers:
                 runner.run(store.close())
+
+
+def test_whatever_a_charge_says_it_is_booked_or_rejected(place: Place) -> None:
+    """No row, however strange, makes a commit raise: it would hold up all that come after it."""
+
+    async def opened() -> Store:
+        return open_store(place.url, folder=place.folder, catalog=lambda: stores.CATALOG, now_ms=stores.Clock())
+
+    with asyncio.Runner() as runner:
+        store = runner.run(opened())
+        account = runner.run(store.accounts.create("Acme", now_ms=NOW_MS, plan="pro"))
+
+        @settings(max_examples=150, deadline=None, derandomize=True)
+        @given(st.lists(ROWS, min_size=1, max_size=4), st.booleans())
+        def book(rows: list[ChargeRow], own: bool) -> None:
+            if own:
+                lines = (GrantLine("tokens", 1, 5),)
+                rows = [replace(row, account_id=account.id, wallet="tokens", lines=lines, budgets=()) for row in rows]
+            answers = runner.run(store.writer.commit(rows))
+            assert [answer.hold_id for answer in answers] == [row.hold_id for row in rows]
+
+        try:
+            book()
+        finally:
+            runner.run(store.close())

@@ -9,11 +9,13 @@ async with stores.opened(url, tmp_path) as store: ...
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +55,18 @@ async def migrated(url: str, folder: Path) -> None:
         await database.close()
 
 
+def _migrate_now(url: str, folder: Path) -> None:
+    """In a thread of its own, since the caller may be inside a running loop."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, migrated(url, folder)).result()
+
+
 @functools.cache
 def _sqlite_template() -> Path:
     """One migrated SQLite file per test process."""
     folder = Path(tempfile.mkdtemp(prefix="tgdb-", dir="/tmp"))
-    asyncio.run(migrated(EMBEDDED, folder))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _migrate_now(EMBEDDED, folder)
     return folder / EMBEDDED_FILE
 
 
@@ -78,7 +87,7 @@ class Databases:
         if self._free:
             return self._free.pop()
         url = self.server.create_database()
-        asyncio.run(migrated(url, Path("/tmp")))
+        _migrate_now(url, Path("/tmp"))
         return url
 
     def empty(self, url: str) -> None:
