@@ -175,7 +175,7 @@ def _unbounded_tokens(text: str) -> str | None:
         return None
     if not isinstance(fields, dict):
         return None
-    return next((name for name in fields if name in _SINGLE and fields[name] == float("inf")), None)
+    return next((name for name in fields if name.startswith("max_") and fields[name] == float("inf")), None)
 
 
 def _kind(value: object) -> str:

@@ -55,6 +55,8 @@ RAW = [
     (b'{"model": "gpt-5", "temperature": -Infinity}', "invalid_json"),
     (b'{"model": "gpt-5", "seed": ' + b"9" * 10_000 + b"}", "invalid_json"),
     (b'{"model": "gpt-5", "top_p": 1e999}', "invalid_json"),
+    (b'{"max_tokens": 1e999', "invalid_json"),
+    (b"[1e999]", "invalid_json"),
     # 6 depth
     (b"[" * 1_000 + b"]" * 1_000, "too_deep"),
     (b"[" * 100_000 + b"]" * 100_000, "too_deep"),

@@ -232,6 +232,31 @@ def test_images_and_documents_are_bounded_and_never_fetched(dialect: str, part: 
     assert not any("base64" in text or len(text) > 1_000 for text in prompt.texts)
 
 
+ITEMS: list[tuple[dict[str, Any], int]] = [
+    ({"type": "reasoning", "summary": [], "encrypted_content": "x" * 400}, 101),
+    (
+        {"type": "computer_call_output", "output": {"type": "computer_screenshot", "image_url": "https://a.test/x"}},
+        1_445,
+    ),
+    ({"type": "image_generation_call", "id": "1", "result": png(64, 64), "status": "completed"}, 1_445),
+    ({"type": "item_reference", "id": "msg_1"}, 5_000),
+    ({"type": "message", "role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, 50_000),
+]
+
+
+@pytest.mark.parametrize(("item", "tokens"), ITEMS)
+def test_items_that_cannot_be_read_have_a_bound(item: dict[str, Any], tokens: int) -> None:
+    assert prompt_of("openai_responses", input=[item]).media_tokens == tokens
+
+
+def test_what_a_provider_adds_by_itself_is_bounded() -> None:
+    hi = [{"role": "user", "content": "hi"}]
+    plain = prompt_of("openai_chat", messages=hi).framing_tokens
+    assert prompt_of("openai_chat", messages=hi, web_search_options={}).framing_tokens == plain + 1_500
+    plain = prompt_of("anthropic", messages=hi).framing_tokens
+    assert prompt_of("anthropic", messages=hi, mcp_servers=[{"url": "u"}]).framing_tokens == plain + 1_500
+
+
 def test_nested_results_end_somewhere() -> None:
     block: Any = {"type": "text", "text": "WORD"}
     for _ in range(40):

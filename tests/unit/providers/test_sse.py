@@ -169,6 +169,25 @@ def test_usage_at_the_end_of_a_giant_last_event_is_found(kind: bytes, rest: byte
     assert scanner.outcome() == Exact(Usage(input=7, output=8, reasoning=2))
 
 
+def test_a_giant_first_event_of_messages_still_reports_its_input() -> None:
+    scanner = scanner_of("anthropic")
+    head = b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","padding":"'
+    feed_giant(scanner, head, b"x", MB, b'","usage":{"input_tokens":70,"output_tokens":1}}}\n\n')
+    scanner.feed(b'data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}\n\n')
+    outcome = scanner.outcome()
+    assert isinstance(outcome, AtLeast)
+    assert outcome.usage == Usage(input=70, output=2)
+
+
+@pytest.mark.parametrize("usage", [b'{"input_tokens":5', b'{"input_tokens":5,"x":"}"', b'{"a":{}', b"{oops}"])
+def test_half_a_usage_object_at_the_end_of_a_giant_is_no_report(usage: bytes) -> None:
+    scanner = scanner_of("openai_responses")
+    head = b'event: response.completed\ndata: {"type":"response.completed","response":{"output":"'
+    feed_giant(scanner, head, b"x", MB, b'","usage":' + usage + b"\n\n")
+    assert scanner.complete
+    assert isinstance(scanner.outcome(), AtLeast)
+
+
 def test_giant_output_is_estimated_when_the_provider_says_nothing() -> None:
     scanner = scanner_of("openai_chat")
     scanner.feed(CHUNK + b"\n\n")
