@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from limits import keys
+from limits.codec import layout
+from limits.errors import ScriptRejected
 from limits.growth import aligned, summed
 from limits.model import (
     AccountView,
@@ -103,7 +105,9 @@ class Oracle:
             return Warming(place.created_ms + self.reassert_wait_ms, self.now_ms, place.record)
         opened = account.holds.get(request.hold_id)
         if opened is not None:
-            return self._repeat(account, opened, place)
+            if layout(opened.hold.demand).slots != layout(request.demand).slots:
+                raise ScriptRejected("another hold has this id")
+            return self._repeat(account, opened, place, told=False)
         if account.rev != request.rev:
             return Reauth(account.rev)
         if account.turn_at_ms and self.now_ms >= account.turn_at_ms:
@@ -144,7 +148,8 @@ class Oracle:
         if opened is None or opened.hold.version not in (hold.version, hold.version + 1):
             return Gone()
         if opened.hold.version == hold.version + 1:
-            return self._repeat(account, opened, place)
+            same = layout(opened.hold.demand).slots == layout(summed(hold.demand, top)).slots
+            return self._repeat(account, opened, place, told=hold.first_byte) if same else Gone()
         check = Check(account, self.now_ms, top, (), growing=opened.hold)
         if check.refused is not None:
             return check.refused
@@ -338,10 +343,11 @@ class Oracle:
             account.ticket = (self.stamp, ticket)
         return Stale(account.ticket[1])
 
-    def _repeat(self, account: Account, opened: OpenHold, place: Partition) -> Reserved:
-        """Nothing is taken: the hold as it is, wallets and windows as they are now."""
+    def _repeat(self, account: Account, opened: OpenHold, place: Partition, *, told: bool) -> Reserved:
+        """Nothing is taken: the hold as it is (but the caller's word on its first byte), the rest as it is now."""
         seen = Check(account, self.now_ms, _nothing(opened.hold.demand), (), growing=opened.hold)
-        return Reserved(opened.hold, seen.views(), (), seen.windows, self.now_ms, place.record)
+        hold = replace(opened.hold, first_byte=told)
+        return Reserved(hold, seen.views(), (), seen.windows, self.now_ms, place.record)
 
     def _open(self, account: Account, hold: Hold) -> None:
         account.holds[hold.hold_id] = opened = OpenHold(hold)

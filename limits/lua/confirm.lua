@@ -27,8 +27,7 @@ if hold and state == SETTLED then
   free_hold(KEYS[1], KEYS[3], meta, id, hold, nil)
 end
 
-names = {'m', unpack(ARGV, 5)}
-vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(names)), {}, {}
+use_fields(KEYS[1], {'m', unpack(ARGV, 5)})
 local kept = {}
 local unmark = mark and string.byte(mark) <= state
 local entry = unmark and string.sub(mark, 3, 2 + string.byte(mark, 2))

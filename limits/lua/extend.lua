@@ -13,14 +13,13 @@
 -- Effect
 --   * Takes every amount, from the grants in burn order and from the windows of now. Nothing on refusal.
 --   * The hold's version grows by one; its lease stays. Repeated for the version before: the same reply, nothing taken.
--- Reply (one string): R, F, S, W as reserve; G: no such open hold, or of another version
+-- Reply (one string): R, F, S, W as reserve; G: no such open hold, or it grew in another way
 assert(#KEYS == 3 and #ARGV >= 8, 'extend: 3 keys, 8 arguments or more')
 
 local id, version = struct.unpack('<c16I2', ARGV[2])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
-names = {unpack(ARGV, 7)}
-vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+use_fields(KEYS[1], {unpack(ARGV, 7)})
 account = vals[1] and read_meta(vals[1])
 if not account or account[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[6])
@@ -38,7 +37,11 @@ if not hold or version == 65535 or (stored ~= version and stored ~= version + 1)
   return 'G'
 end
 extending = hold
-if stored == version + 1 then -- a repeat
+if stored == version + 1 then
+  if string.sub(hold, tail_of(hold)) ~= ARGV[5] then
+    return 'G'
+  end
+  -- a repeat
   check_demand(ARGV[3], ARGV[4], 2, true)
   takes, taken = old_takes, string.sub(hold, 26, 25 + 13 * old_takes)
   return reply_to_demand(stored, created, record)

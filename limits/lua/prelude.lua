@@ -138,6 +138,12 @@ local function find_record(packed, key, first, size)
   return at
 end
 
+-- Read fields of an account, to work with.
+local function use_fields(account, list)
+  names, dirty, buckets = list, {}, {}
+  vals = #list > 0 and redis.call('HMGET', account, unpack(list)) or {}
+end
+
 -- The index of a field of the account, read when it was not asked for at the start.
 local function locate(account, name)
   for index = 1, #names do

@@ -107,12 +107,12 @@ local function check_wallet(index, wallet, amount, minimum)
 end
 
 -- Budgets: one that is older than what Redis knows was left behind, and is refused.
-local function check_budgets(tail, place, numbers, base, values, limits, first, narrow)
+local function check_budgets(tail, place, numbers, base, values, amounts, limits, first, narrow)
   seek = 1
   for order = 1, #numbers - 1 do
     local amount, _, begins, index = string.byte(tail, place, place + 3)
     local number, limit, used, held = numbers[order], limits[first], 0, 0
-    amount, begins, index = values[amount], values[begins], base + index
+    amount, begins, index = amounts[amount], values[begins], base + index
     if not (extending and amount == 0) then
       local bucket = buckets[index] or open_bucket(index)
       local at = find_period(bucket, number, begins)
@@ -158,7 +158,7 @@ local function check_window(state, order, code, length, amount, limit, narrownes
 end
 
 -- Every scope: live holds and windows. limits are from a place on, narrowness bytes of scopes from another.
-local function check_scopes(tail, flags, scopes, base, values, limits, place, narrow, narrow_from)
+local function check_scopes(tail, flags, scopes, base, values, amounts, limits, place, narrow, narrow_from)
   local order, counted, slots = 0, 0, flags + scopes
   for scope = 1, scopes do
     local index, flag, narrowness = base + scope, string.byte(tail, flags + scope - 1), narrow_from + scope
@@ -180,7 +180,7 @@ local function check_scopes(tail, flags, scopes, base, values, limits, place, na
     for _ = 1, flag do
       local code, length, amount = string.byte(tail, slots, slots + 2)
       order, slots = order + 1, slots + 3
-      check_window(state, order, code, values[length], values[amount], limits[place], string.byte(narrow, narrowness))
+      check_window(state, order, code, values[length], amounts[amount], limits[place], string.byte(narrow, narrowness))
       place = place + 1
     end
     vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
@@ -191,9 +191,11 @@ end
 local function check_demand(tail, packed_limits, base, repeated)
   local values, counts = read_values(tail, 1)
   local wallets, budgets, count, scopes, windows = string.byte(tail, counts, counts + 4)
+  local amounts = values
   if repeated then
+    amounts = {}
     for index = 1, #values do
-      values[index] = 0
+      amounts[index] = 0
     end
   elseif #thresholds > 0 then
     lowest = struct.unpack('<I2', thresholds)
@@ -202,16 +204,17 @@ local function check_demand(tail, packed_limits, base, repeated)
   local limits = {struct.unpack('<' .. string.rep('I8', plain), packed_limits)}
   for wallet = 1, wallets do
     local amount = string.byte(tail, counts + 4 + 2 * wallet)
-    check_wallet(base + wallet, wallet, values[amount], limits[wallet])
+    check_wallet(base + wallet, wallet, amounts[amount], limits[wallet])
   end
   local narrow, place = string.sub(packed_limits, 8 * plain + 1), counts + 5 + 2 * wallets
   local flags = place + 4 * budgets
   base = base + wallets
   if budgets > 0 then
     local numbers = {struct.unpack('<' .. string.rep('I4', budgets), tail, flags + scopes + 3 * windows)}
-    check_budgets(tail, place, numbers, base, values, limits, wallets + 1, narrow)
+    check_budgets(tail, place, numbers, base, values, amounts, limits, wallets + 1, narrow)
   end
-  check_scopes(tail, flags, scopes, base + count, values, limits, wallets + 2 * budgets + 1, narrow, budgets)
+  local first = wallets + 2 * budgets + 1
+  check_scopes(tail, flags, scopes, base + count, values, amounts, limits, first, narrow, budgets)
 end
 
 -- The windows' starts as a hold keeps them; those that an extend did not touch stay as they are.

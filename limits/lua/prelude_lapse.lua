@@ -69,8 +69,7 @@ end
 -- Free a hold whose fields were not asked for at the start; the caller writes meta. Answers its fields and its note.
 local function free_hold(account, leases, meta, id, hold, actuals)
   local list, note = fields_of(hold)
-  names, dirty, buckets = list, {}, {}
-  vals = redis.call('HMGET', account, unpack(names))
+  use_fields(account, list)
   move_hold(meta, hold, 0, -1, actuals, {}, {})
   meta[HOLDS] = meta[HOLDS] - 1
   write_fields(account)
@@ -85,7 +84,7 @@ local function lapse_one(account, outbox, leases, meta, id, hold)
   if math.fmod(string.byte(hold, 3), 2) == 0 then
     return '0' .. id
   end
-  names, vals, dirty, buckets = {'p' .. id}, {redis.call('HGET', account, 'p' .. id)}, {}, {}
+  use_fields(account, {'p' .. id})
   if not vals[1] then
     local vector, name = abandoned(hold, list), account_of(account)
     local charge = struct.pack('<Bc16Bc0I2', LAPSED, id, #name, name, #vector) .. vector .. note

@@ -22,8 +22,8 @@ amnesty_until(LEASES, true)
 
 -- Take a hold's slots off the account (sign -1) or put them on (sign 1); what Redis does not know becomes a placeholder.
 local function move_slots(account, meta, hold, sign)
-  names, dirty, buckets = fields_of(hold), {}, {}
-  vals = redis.call('HMGET', account, unpack(names))
+  local list = fields_of(hold)
+  use_fields(account, list)
   for index = 1, #names do
     if not vals[index] and string.byte(names[index]) == 119 then -- w: a wallet
       know_wallet(account, string.sub(names[index], 2))

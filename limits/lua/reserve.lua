@@ -16,7 +16,7 @@
 --   * Frees at most 4 dead leases of this account first.
 --   * Takes every amount: held of grants in burn order, held of budgets, used of windows, one live hold per scope.
 --   * Stores the hold, its lease in the index, and warnings reported (those also when refused). Nothing on refusal.
---   * The same hold id again: nothing is taken, the same reply.
+--   * The same hold again: nothing is taken, the same reply. Another demand under an open hold's id is an error.
 -- Reply (one string; numbers packed)
 --   R I8 now, I8 created, I2 version, B takes …, B wallets of (i8 available, I8 capacity, I6 resets),
 --     B windows of (I8 remaining, I8 start), B crossed of (B wallet, I2 permille), record
@@ -35,8 +35,7 @@ if deadline > 0 and now > deadline then
 end
 
 local stamp, record = incarnation(KEYS[3], KEYS[2])
-names = {unpack(ARGV, 7)}
-vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+use_fields(KEYS[1], {unpack(ARGV, 7)})
 account = vals[1] and read_meta(vals[1])
 if not account or account[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[5])
@@ -48,6 +47,9 @@ end
 
 local hold = vals[2]
 if hold then -- a repeat: nothing is taken, the same takes, and the wallets and windows as they are now
+  if string.sub(hold, tail_of(hold)) ~= tail then
+    reject('another hold has this id')
+  end
   extending, thresholds = hold, ''
   check_demand(tail, limits, 2, true)
   local version, created = struct.unpack('<I2xI8', hold)
@@ -69,8 +71,7 @@ end
 
 if account[DUE] > 0 and now >= account[DUE] then
   seldom()(KEYS[1], KEYS[2], KEYS[3], account, LAPSES_MAX)
-  names = {unpack(ARGV, 7)}
-  vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 7)), {}, {}
+  use_fields(KEYS[1], {unpack(ARGV, 7)})
   account = read_meta(vals[1])
 end
 

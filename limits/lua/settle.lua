@@ -19,8 +19,7 @@ assert(#KEYS == 3 and #ARGV >= 8, 'settle: 3 keys, 8 arguments or more')
 local id, charge, at = ARGV[2], ARGV[3], tonumber(ARGV[4])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
-names = {unpack(ARGV, 6)}
-vals, dirty, buckets = redis.call('HMGET', KEYS[1], unpack(ARGV, 6)), {}, {}
+use_fields(KEYS[1], {unpack(ARGV, 6)})
 local meta = vals[1] and read_meta(vals[1]) or new_meta(KEYS[3])
 local hold, mark = vals[2], vals[3]
 local settled = mark and string.byte(mark) == SETTLED
