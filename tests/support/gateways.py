@@ -96,7 +96,13 @@ class Local:
     url: str
     worker: app.Worker
     installation: Installation
+    runner: web.AppRunner
     accounts: dict[str, Account] = field(default_factory=dict)
+
+    def connections(self) -> list[asyncio.Transport]:
+        """The clients' connections that are open now."""
+        assert self.runner.server is not None
+        return [handler.transport for handler in self.runner.server.connections if handler.transport is not None]
 
     async def key(self, plan: str = "pro", **account: Any) -> str:
         """A new account on ``plan`` and a key of it."""
@@ -142,7 +148,7 @@ async def local(
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
-        yield Local(f"http://127.0.0.1:{port}", worker, installation)
+        yield Local(f"http://127.0.0.1:{port}", worker, installation, runner)
         await app.finish(worker)
 
 
