@@ -77,7 +77,7 @@ def lines_to_paste(config: Config, keys: dict[str, str]) -> str:
     url = _url(config.settings.listen)
     plan = "pro" if "pro" in keys else next(iter(keys), "")
     key = keys.get(plan, "tg_...")
-    offered = [model.ids[0] for model in config.catalog.models if model.ids]
+    offered = [model.ids[-1] for model in config.catalog.models if model.ids]
     claude = next((name for name in offered if name.startswith("claude")), offered[0] if offered else "MODEL")
     gpt = next((name for name in offered if name.startswith("gpt")), None)
     shown = [f"key: {key} ({plan})" for plan, key in keys.items()]
