@@ -29,7 +29,7 @@ class Bound:
 
 async def bound_of(gateway: Gateway, asked: Asked) -> Bound:
     """Count the input (off the loop when it is large and new) and find the output's bound."""
-    family = tokens.family(asked.call.model)
+    family = tokens.family(asked.model.rename or asked.call.model)
     if asked.adapter.free:
         return Bound(0, 0, family)
     prompt = asked.call.prompt
@@ -37,6 +37,9 @@ async def bound_of(gateway: Gateway, asked: Asked) -> Bound:
         input_tokens = await asyncio.to_thread(gateway.counter.count, prompt, family)
     else:
         input_tokens = gateway.counter.count(prompt, family)
+    if "context_unseen" in asked.call.extra:
+        # The provider will add a stored conversation that we cannot see: held as large as an answer can be.
+        input_tokens += asked.model.output_max
     return Bound(input_tokens, output_bound(asked), family)
 
 

@@ -104,7 +104,9 @@ async def test_the_client_gets_the_bytes_that_the_model_sent(gateway: Local, mod
             through = await answer.read()
             assert answer.headers["Tollgate-Wallet"] == "tokens"
             assert answer.headers["Content-Type"].startswith("text/event-stream")
-        async with session.post(f"{models.url}/v1/messages", json=body, headers={"x-api-key": "x", **VERSION}) as answer:
+        async with session.post(
+            f"{models.url}/v1/messages", json=body, headers={"x-api-key": "x", **VERSION}
+        ) as answer:
             direct = await answer.read()
     assert len(through) == len(direct)
 
@@ -155,3 +157,16 @@ async def test_a_feature_with_a_fixed_price_costs_that(gateway: Local, models: L
         await client.chat.completions.create(model=GPT, messages=prompt("job"))
     await assert_settled_to(gateway, account.id, 1, wallet="uses")
     await assert_settled_to(gateway, account.id, 0)
+
+
+async def test_a_conversation_that_only_the_provider_knows_is_held_as_large_as_an_answer(
+    gateway: Local, models: LocalModels
+) -> None:
+    key, account = await gateway.account("drain")
+    async with openai_client(gateway.url, key=key) as client:
+        answer = await client.responses.with_raw_response.create(
+            model=GPT, input=prompt("stored")[0]["content"], max_output_tokens=100, previous_response_id="resp_1"
+        )
+    (entry,) = await models.journal.ended("stored")
+    assert int(answer.headers["Tollgate-Held"]) > 128_000
+    await assert_settled_to(gateway, account.id, tokens_served(entry) * STEPS)
