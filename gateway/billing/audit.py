@@ -57,8 +57,7 @@ class AuditService:
         states = self._states()
         account_id = None if account_ref is None else (await self._desk.account(account_ref)).id
         async for found in self._desk.store.ledger.audit(account_id):
-            known = await self._desk.store.accounts.by_ref(found.account_id) is not None
-            looks = await self._compare(states, found.account_id) if known else []
+            looks = await self._compare(states, found.account_id)
             last = looks[-1].differences if looks else ()
             moving = bool(last) and looks[0].progress != looks[-1].progress
             differences = found.differences if moving else (*found.differences, *last)
@@ -87,6 +86,8 @@ class AuditService:
     async def _compare(self, states: States, account_id: str) -> list[_Look]:
         """Look until there is no difference; empty when Redis has nothing that counts."""
         looks: list[_Look] = []
+        if await states.loaded(account_id, ()) is None:
+            return looks
         for _ in range(LOOKS):
             look = await self._look(states, account_id)
             if look is None:
