@@ -155,7 +155,7 @@ def test_features_are_priced_in_their_wallets_steps() -> None:
 def test_a_plan_reads_as_written() -> None:
     plan = pro(
         "renews: when_paid, ends: trial, clamp: false, models: ['claude-*'], features: [], time_zone: Europe/Berlin, "
-        "on_exhausted: error, on_disconnect: cut, on_abandon: hold, grant_source: gift, "
+        "on_exhausted: stop, on_disconnect: cut, on_abandon: hold, grant_source: gift, "
         "entitlements: {agents: 3, rate: 0.5, support: email, white_label: true, regions: [eu, 7]}, "
         "limits: {user: {tokens_per_minute: 9, uses: {max: 5, per: 60s}}}"
     ).catalog.plans["pro"]
@@ -167,7 +167,7 @@ def test_a_plan_reads_as_written() -> None:
         "trial",
     )
     assert (plan.clamp, plan.models, plan.features, plan.time_zone) == (None, ("claude-*",), (), "Europe/Berlin")
-    assert (plan.on_exhausted, plan.on_disconnect, plan.on_abandon) == ("error", "cut", "hold")
+    assert (plan.on_exhausted, plan.on_disconnect, plan.on_abandon) == ("stop", "cut", "hold")
     assert plan.grant_source == "gift"
     assert plan.entitlements == {
         "agents": 3,
