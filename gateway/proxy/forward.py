@@ -6,21 +6,24 @@ Rules
 3. Upstream hosts come from the config alone; the client chooses nothing of the address but the query string. A
    redirect is not followed: it would take our key elsewhere.
 4. An error is read whole before anything is decided: its body says whose fault it is.
+5. An upstream whose breaker is open is passed over at once: nobody waits for what does not answer.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.config.model import Upstream
 from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
 from gateway.providers.upstream_errors import Fault, fault, mask
 from gateway.proxy.admit import Bound
+from gateway.proxy.breaker import OPEN_S, Breaker, Permit
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.headers import credential
 from gateway.proxy.parse import Asked, speaking
@@ -30,6 +33,7 @@ from gateway.quota.admission import Admission
 log = logging.getLogger(__name__)
 
 ERROR_BYTES_MAX = 262_144
+_LEFT_ALONE = "The provider does not answer at present. Nothing was sent to it, nothing was charged."
 Attempt = tuple[Upstream, str]  # and one of its keys
 
 
@@ -89,15 +93,21 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
     asked = outgoing.asked
     waiting = attempts(speaking(asked.config, asked.model, asked.adapter))
     may_repeat = len(waiting) == 1  # a lone one gets a second chance after a connection that had gone stale
-    last: Forwarded | TollgateError = UpstreamUnreachable()
+    last: Forwarded | TollgateError | None = None
     while waiting:
         upstream, key = waiting.popleft()
         contact.sent = False
+        breaker = gateway.breakers.of(upstream.name)
+        permit = breaker.enter()
+        if permit is None:
+            last = last or UpstreamUnreachable(_LEFT_ALONE, retry_after_s=max(1, math.ceil(breaker.wait_s())))
+            waiting = _others(waiting, upstream)
+            continue
         try:
-            last = await _attempt(gateway, outgoing, upstream, key, contact)
+            last = await _watched(breaker, permit, upstream, _attempt(gateway, outgoing, upstream, key, contact))
         except UpstreamUnreachable as error:
             last = error
-            waiting = deque(other for other in waiting if other[0].name != upstream.name)
+            waiting = _others(waiting, upstream)
             if may_repeat and contact.sent and not isinstance(error, UpstreamTimeout):
                 may_repeat = False
                 waiting.append((upstream, key))
@@ -110,9 +120,36 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
                 break
         if waiting and not gateway.retries.spend():
             break
-    if isinstance(last, TollgateError):
-        raise last
+    if not isinstance(last, Forwarded):
+        raise last or UpstreamUnreachable()
     return last
+
+
+def _others(waiting: Iterable[Attempt], upstream: Upstream) -> deque[Attempt]:
+    """What is left without this upstream's other keys."""
+    return deque(other for other in waiting if other[0].name != upstream.name)
+
+
+async def _watched(breaker: Breaker, permit: Permit, upstream: Upstream, attempt: Awaitable[Forwarded]) -> Forwarded:
+    """An attempt, and what the upstream's breaker makes of it. Raises what the attempt raises."""
+    try:
+        forwarded = await attempt
+    except UpstreamUnreachable:
+        _failed(breaker, permit, upstream)
+        raise
+    except BaseException:  # the client left, or a bug of ours: neither says anything of the upstream
+        breaker.gave_up(permit)
+        raise
+    if forwarded.reply.status >= 500:
+        _failed(breaker, permit, upstream)
+    elif breaker.succeeded(permit):
+        log.warning("upstream %s answers again", upstream.name)
+    return forwarded
+
+
+def _failed(breaker: Breaker, permit: Permit, upstream: Upstream) -> None:
+    if breaker.failed(permit):
+        log.warning("upstream %s fails again and again and is left alone for %d s", upstream.name, OPEN_S)
 
 
 async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key: str, contact: Contact) -> Forwarded:

@@ -9,6 +9,7 @@ from gateway.config.model import Config
 from gateway.metrics import Metrics
 from gateway.providers.tokens import Counter
 from gateway.proxy.alarms import Alarms
+from gateway.proxy.breaker import Breakers
 from gateway.proxy.upstream import Leg
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
@@ -63,6 +64,7 @@ class Gateway:
     retries: RetryBudget = field(default_factory=RetryBudget)
     patience: Patience = field(default_factory=Patience)
     alarms: Alarms = field(default_factory=Alarms)
+    breakers: Breakers = field(default_factory=Breakers)
     open: set[Stoppable] = field(default_factory=set)  # admitted calls with an upstream
     draining: bool = False  # SIGTERM came: readiness is off
     drains: int = 0  # answers being read to their end for clients that left
