@@ -18,6 +18,7 @@ from aiohttp import web
 
 from gateway.billing.admin import Operator, admin_app
 from gateway.config.model import Config
+from gateway.domain.plans import Catalog
 from gateway.installation import Installation
 from gateway.metrics import Metrics
 from gateway.providers.tokens import Counter
@@ -33,7 +34,9 @@ from gateway.quota.keys import KeyHasher
 from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
+from gateway.quota.states import States
 from gateway.quota.turn import Turner
+from gateway.quota.versions import Versions
 from gateway.store import migration
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
@@ -66,7 +69,9 @@ class Worker:
         self.gateway.callers.clear()
 
     async def ready(self) -> bool:
-        """Redis and SQL answer, and charges find their way."""
+        """Redis and SQL answer, charges find their way, and this is not the end."""
+        if self.gateway.draining:
+            return False
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self.client.execute("PING")
@@ -101,13 +106,14 @@ async def build(
     client = connect(redis_url)
     stack.push_async_callback(client.close)
     partitions = await store.installed_partitions(now_ms=clock.now_ms())
-    engine = Engine(client, partitions=partitions, clock_offset_ms=clock_offset_ms, reassert_wait_ms=reassert_wait_ms)
-    holds = Holds(engine)
-    scribe = Scribe(store.writer, engine, metrics)
-    turner = Turner(engine, store.state, metrics)
-    quota = Quota(
-        engine, holds=holds, scribe=scribe, turner=turner, metrics=metrics, spawn=tasks.spawn, clock=clock
+    engine = Engine(
+        client,
+        partitions=partitions,
+        reassert_wait_ms=reassert_wait_ms,
+        amnesty_ms=config.settings.amnesty_ms,
+        clock_offset_ms=clock_offset_ms,
     )
+    quota, reaper = _quota(engine, store, metrics, tasks, clock, lambda: worker.installation.config.catalog)
     leg = AiohttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     gateway = Gateway(
@@ -119,22 +125,48 @@ async def build(
         tasks=tasks,
         metrics=metrics,
     )
+    worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
+    await quota.warm_up(partitions, reassert_wait_ms)
+    for name, work in (("scribe", quota.scribe.run), ("holds", quota.holds.run), ("reaper", reaper.run)):
+        start_background(stack, name, work)
+    start_background(stack, "gauges", lambda: _gauges(worker))
+    return worker
+
+
+def _quota(
+    engine: Engine,
+    store: Store,
+    metrics: Metrics,
+    tasks: Tasks,
+    clock: ServerClock,
+    catalog: Callable[[], Catalog],
+) -> tuple[Quota, Reaper]:
+    """What admits and ends calls, and what looks after those that nobody ends."""
+    scribe = Scribe(store.writer, engine, metrics)
+    turner = Turner(engine, store.state, metrics)
+    versions = Versions(store.plans, States(engine, turner), catalog=catalog, clock=clock)
+    quota = Quota(
+        engine,
+        holds=Holds(engine),
+        scribe=scribe,
+        turner=turner,
+        versions=versions,
+        metrics=metrics,
+        spawn=tasks.spawn,
+        clock=clock,
+    )
     reaper = Reaper(
         engine,
         seqs=store.writer,
         periods=store.subscriptions,
         scribe=scribe,
         turner=turner,
+        versions=versions,
         metrics=metrics,
-        partitions=partitions,
+        partitions=engine.partitions,
         now_ms=clock.now_ms,
     )
-    worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
-    await quota.warm_up(partitions, reassert_wait_ms)
-    for name, work in (("scribe", scribe.run), ("holds", holds.run), ("reaper", reaper.run)):
-        start_background(stack, name, work)
-    start_background(stack, "gauges", lambda: _gauges(worker))
-    return worker
+    return quota, reaper
 
 
 def start_background(stack: AsyncExitStack, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -74,7 +74,11 @@ async def office_of(installation: Installation, url: str | None, *, needed: bool
             stack.push_async_callback(client.close)
             if needed:
                 await answering(client)
-            engine = Engine(client, partitions=await store.installed_partitions(now_ms=wall_clock_ms()))
+            engine = Engine(
+                client,
+                partitions=await store.installed_partitions(now_ms=wall_clock_ms()),
+                amnesty_ms=installation.config.settings.amnesty_ms,
+            )
             states = States(engine, Turner(engine, store.state, Metrics(None)))
         yield office_at(
             Desk(

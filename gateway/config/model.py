@@ -10,6 +10,8 @@ from typing import Literal
 
 from gateway.domain.plans import Catalog
 
+AMNESTY_MIN_MS = 6_000
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -56,6 +58,12 @@ class Settings:
     database: str  # "embedded" or a URL
     upstreams: Mapping[str, Upstream]
     quota_status: int
+
+    @property
+    def amnesty_ms(self) -> int:
+        """For how long no lease lapses after Redis was away or lost data: the usual lease, but never so short that the
+        second between two rounds of the reaper looks like an outage."""
+        return max(int(self.lease_s * 1000), AMNESTY_MIN_MS)
 
 
 @dataclass(frozen=True, slots=True)

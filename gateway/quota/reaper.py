@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
-from gateway.errors import StoreUnavailable
+from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.scribe import Scribe
 from gateway.quota.turn import Turner
+from gateway.quota.versions import Versions
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import ChargeState, OutboxEntry
@@ -56,6 +57,7 @@ class Reaper:
         periods: AheadStore,
         scribe: Scribe,
         turner: Turner,
+        versions: Versions,
         metrics: Metrics,
         partitions: int,
         now_ms: Callable[[], int],
@@ -66,6 +68,7 @@ class Reaper:
         self._now_ms = now_ms
         self._scribe = scribe
         self._turner = turner
+        self._versions = versions
         self._metrics = metrics
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
@@ -79,7 +82,7 @@ class Reaper:
             try:
                 if await self._engine.lead("reaper", self._owner, LEASE_MS):
                     await self.tick()
-            except (EngineUnavailable, StoreUnavailable) as error:
+            except (EngineUnavailable, QuotaUnavailable, StoreUnavailable) as error:
                 log.debug("reaper: skipped a tick: %s", type(error).__name__)
 
     async def tick(self) -> None:
@@ -97,6 +100,7 @@ class Reaper:
                 await self._engine.sync_seq(account_id, seq)
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
+            await self._versions.follow_all()
 
     async def _grant_ahead(self) -> None:
         """The next period's grants, up to a day early: a turn then survives an outage of the database."""

@@ -29,6 +29,7 @@ from gateway.quota.refusals import Situation, inactive, not_in_plan, refusal
 from gateway.quota.scribe import Scribe
 from gateway.quota.translate import Shapes, Work, clamp_output, cost_in, depends_on_output, refused_at
 from gateway.quota.turn import Turner, nonce
+from gateway.quota.versions import Versions
 from limits import model as engine_model
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
@@ -66,6 +67,7 @@ class Quota:
         holds: Holds,
         scribe: Scribe,
         turner: Turner,
+        versions: Versions,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         clock: ServerClock,
@@ -74,6 +76,7 @@ class Quota:
         self.holds = holds
         self.scribe = scribe
         self.turner = turner
+        self._versions = versions
         self._metrics = metrics
         self._spawn = spawn
         self.clock = clock
@@ -119,6 +122,9 @@ class Quota:
             situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
             if not account.subscription.status.usable and not await self._changed(account):
                 raise inactive(situation)
+            if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
+                caller, is_fresh = await ask.refresh(caller), True
+                continue
             reply = await self._reserve(caller, plan, work, ask)
             match reply:
                 case engine_model.Reserved():
