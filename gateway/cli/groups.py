@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from gateway.cli.frame import ConfigOption, DataOption, Place
+
+RUNNING, WHO, MONEY, LOOKING = "Running", "Accounts", "Plans and money", "Looking"
+PANELS: Final = {
+    RUNNING: "serve check-config migrate doctor upstream audit rebuild",
+    WHO: "accounts teams users keys budgets",
+    MONEY: "plans subscribe subscription grant adjust",
+    LOOKING: "balance usage transactions log",
+}
+ORDER: Final = " ".join(PANELS.values()).split()
+
+
+class Outline(TyperGroup):
+    """Commands as ``PANELS`` has them, not as their modules are imported."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
+def panel_of(command: str) -> str:
+    """Under which heading help shows it."""
+    return next(panel for panel, commands in PANELS.items() if command in commands.split())
 
 
 def group(help_text: str) -> typer.Typer:
@@ -16,6 +38,7 @@ def group(help_text: str) -> typer.Typer:
 
 app = typer.Typer(
     name="tollgate",
+    cls=Outline,
     help="Tollgate: a metering gateway in front of LLM APIs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,7 +61,7 @@ for name, each in (
     ("subscription", subscription),
     ("budgets", budgets),
 ):
-    app.add_typer(each, name=name)
+    app.add_typer(each, name=name, rich_help_panel=panel_of(name))
 
 
 def _show_version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEYS_SHOWN: Final = "id prefix name status team user created_at expires_at"
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="The key's id, as lists show it.")]
 MaybeAccount = Annotated[
-    str | None, typer.Argument(metavar="[ACCOUNT]", help="Id, external id or e-mail.", show_default=False)
+    str | None, typer.Argument(metavar="ACCOUNT", help="Id, external id or e-mail.", show_default=False)
 ]
 Service = Annotated[
     bool, typer.Option("--service", help="A key of the installation, for a backend that acts for many.")

@@ -24,7 +24,7 @@ Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="A plain decimal o
 Moment = Annotated[str, typer.Option("--ends-at", help="A time, a date, or a duration from now such as 7d.")]
 
 
-@command(groups.app, "subscribe", Reach.DELIVERY)
+@command(groups.app, "subscribe", Reach.DELIVERY, rich_help_panel=groups.MONEY)
 async def subscribe(
     office: Office,
     account: AccountRef,
@@ -65,7 +65,7 @@ async def extend(office: Office, account: AccountRef, ends_at: Moment) -> Output
     return _account(await office.subscriptions.extend(account, ends_at_ms=ends_ms), office)
 
 
-@command(groups.app, "grant", Reach.DELIVERY)
+@command(groups.app, "grant", Reach.DELIVERY, rich_help_panel=groups.MONEY)
 async def grant(
     office: Office,
     account: AccountRef,
@@ -82,7 +82,13 @@ async def grant(
     return record(grant_view(made, meter), "number wallet source amount expires_at")
 
 
-@command(groups.app, "adjust", Reach.DELIVERY, context_settings={"ignore_unknown_options": True})
+@command(
+    groups.app,
+    "adjust",
+    Reach.DELIVERY,
+    context_settings={"ignore_unknown_options": True},
+    rich_help_panel=groups.MONEY,
+)
 async def adjust(
     office: Office,
     account: AccountRef,

@@ -16,7 +16,7 @@ from gateway.errors import ConfigError, RequestError
 CHECKS_SHOWN: Final = "check result found"
 
 
-@groups.app.command("serve")
+@groups.app.command("serve", rich_help_panel=groups.RUNNING)
 def serve(
     ctx: typer.Context,
     config: ConfigOption = None,
@@ -33,10 +33,10 @@ def serve(
     return server.serve(place.config, place.data, demo=demo, listen=listen, admin=admin, workers=workers)
 
 
-@groups.app.command("check-config")
+@groups.app.command("check-config", rich_help_panel=groups.RUNNING)
 def check_config(
     ctx: typer.Context,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -64,7 +64,7 @@ def check_config(
     return answer(Output(document, (f"{path}: valid, version {loaded.version}",), notes), as_json=json)
 
 
-@groups.app.command("migrate")
+@groups.app.command("migrate", rich_help_panel=groups.RUNNING)
 def migrate(ctx: typer.Context, config: ConfigOption = None, data: DataOption = None, json: JsonOption = False) -> int:
     """Bring the database to this release's schema."""
     from gateway.cli.place import migrate_at
@@ -72,7 +72,7 @@ def migrate(ctx: typer.Context, config: ConfigOption = None, data: DataOption = 
     return answer(record(migrate_at(place_of(ctx, config, data))), as_json=json)
 
 
-@groups.app.command("upstream")
+@groups.app.command("upstream", rich_help_panel=groups.RUNNING)
 def upstream(
     listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT")] = "127.0.0.1:18081",
 ) -> int:
@@ -88,7 +88,7 @@ def upstream(
     return 0
 
 
-@groups.app.command("doctor")
+@groups.app.command("doctor", rich_help_panel=groups.RUNNING)
 def doctor(ctx: typer.Context, config: ConfigOption = None, data: DataOption = None, json: JsonOption = False) -> int:
     """Check the installation: config, Redis, database, upstream keys, clocks."""
     from gateway.cli.doctor import examine, exit_code_of

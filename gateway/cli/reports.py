@@ -29,7 +29,7 @@ Limit = Annotated[int, typer.Option("--limit", min=1, max=1000)]
 After = Annotated[str | None, typer.Option("--after", metavar="CURSOR", help="The page behind this cursor.")]
 
 
-@command(groups.app, "balance", Reach.REDIS)
+@command(groups.app, "balance", Reach.REDIS, rich_help_panel=groups.LOOKING)
 async def balance(office: Office, account: AccountRef) -> Output:
     """Show what an account has: what is left, held and used, per wallet and grant."""
     from gateway.billing.views import balance_view
@@ -46,7 +46,7 @@ async def balance(office: Office, account: AccountRef) -> Output:
     return Output(view, tuple(lines))
 
 
-@command(groups.app, "usage")
+@command(groups.app, "usage", rich_help_panel=groups.LOOKING)
 async def usage(
     office: Office,
     account: AccountRef,
@@ -88,7 +88,7 @@ async def usage(
     return Output(document, lines, _more(report.records.next))
 
 
-@command(groups.app, "transactions")
+@command(groups.app, "transactions", rich_help_panel=groups.LOOKING)
 async def transactions(
     office: Office, account: AccountRef, wallet: Wallet = None, limit: Limit = 100, after: After = None
 ) -> Output:
@@ -101,10 +101,10 @@ async def transactions(
     return listing(found, TRANSACTIONS_SHOWN, notes=_more(page.next), nothing="Nothing moved yet.")
 
 
-@command(groups.app, "log")
+@command(groups.app, "log", rich_help_panel=groups.LOOKING)
 async def log(
     office: Office,
-    account: Annotated[str | None, typer.Argument(metavar="[ACCOUNT]", help="Id, external id or e-mail.")] = None,
+    account: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Id, external id or e-mail.")] = None,
     limit: Limit = 100,
     after: After = None,
 ) -> Output:
@@ -116,10 +116,10 @@ async def log(
     return listing(found, LOG_SHOWN, notes=_more(page.next), nothing="Nothing was changed yet.")
 
 
-@command(groups.app, "audit", Reach.REDIS)
+@command(groups.app, "audit", Reach.REDIS, rich_help_panel=groups.RUNNING)
 async def audit(
     office: Office,
-    account: Annotated[str | None, typer.Argument(metavar="[ACCOUNT]", help="Only this one.")] = None,
+    account: Annotated[str | None, typer.Argument(metavar="ACCOUNT", help="Only this one.")] = None,
 ) -> Output:
     """Compare Redis, ledger and balances. Exits with 1 on any difference."""
     total = 1 if account is not None else await office.audit.count()
@@ -153,7 +153,7 @@ async def audit(
     return Output(document, tuple(lines), exit_code=EX_FAILED if differences else 0)
 
 
-@command(groups.app, "rebuild", Reach.REDIS)
+@command(groups.app, "rebuild", Reach.REDIS, rich_help_panel=groups.RUNNING)
 async def rebuild(office: Office) -> Output:
     """Make Redis anew from SQL; safe while serving."""
     started_s = time.monotonic()

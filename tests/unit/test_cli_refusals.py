@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -221,3 +223,17 @@ def test_a_group_without_a_command_shows_its_help_and_exits_2(cli: Cli) -> None:
 
 def test_the_version_is_printed(cli: Cli) -> None:
     assert cli("--version").out.startswith("tollgate ")
+
+
+@pytest.mark.parametrize(("typed", "code"), [("y\n", 0), ("YES\n", 0), ("n\n", 2), ("\n", 2), ("", 2)])
+def test_what_cannot_be_undone_is_asked_at_a_terminal(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, typed: str, code: int
+) -> None:
+    key = cli.ok("keys", "create", cli.account())["id"]
+    terminal = io.StringIO(typed)
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    result = cli("keys", "revoke", key)
+    assert result.code == code and "[y/N]" in result.err
+    assert cli.ok("keys", "show", key)["status"] == ("revoked" if code == 0 else "active")
