@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from gateway.errors import BadRequest
 from gateway.providers import tokens
 from gateway.proxy.authenticate import account_ref, bind
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.laps import COUNT, RESERVE, Laps
 from gateway.proxy.parse import Asked
 from gateway.quota.admission import Admission
 from gateway.quota.service import Ask
@@ -61,14 +61,12 @@ def output_bound(asked: Asked) -> int:
 
 
 async def admit(
-    gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str]
+    gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str], laps: Laps
 ) -> tuple[Admission, Bound]:
     """Raises a Refusal, BadRequest, PriceMissing, QuotaUnavailable, Overloaded."""
     config = asked.config
-    started_s = time.perf_counter()
     bound = await bound_of(gateway, asked)
-    counted_s = time.perf_counter()
-    gateway.metrics.overhead.observe(("count",), counted_s - started_s)
+    laps.lap(COUNT)
 
     async def refresh(stale: Caller) -> Caller:
         again = await gateway.callers.again(key, stale=stale, account_ref=account_ref(headers))
@@ -92,5 +90,5 @@ async def admit(
         refresh=refresh,
     )
     admission = await gateway.quota.admit(ask)
-    gateway.metrics.overhead.observe(("reserve",), time.perf_counter() - counted_s)
+    laps.lap(RESERVE)
     return admission, bound

@@ -17,11 +17,13 @@ from aiohttp import web
 
 from gateway.domain.usage import AtLeast, Basis, NotServed, Outcome, Usage
 from gateway.errors import TollgateError, UpstreamInterrupted, UpstreamTimeout, UpstreamUnreachable
+from gateway.metrics import OTHER
 from gateway.providers.adapter import Scanner
 from gateway.proxy import answers, headers, relay
 from gateway.proxy.admit import Bound
 from gateway.proxy.forward import Contact, Forwarded, Outgoing, forward
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.laps import SETTLE
 from gateway.proxy.parse import Asked
 from gateway.proxy.relay import End
 from gateway.proxy.settle import make_bill, settle
@@ -41,7 +43,7 @@ class Exchange:
         self.adapter = asked.adapter
         self.admission = admission
         self.bound = bound
-        self.contact = Contact()
+        self.contact = Contact(visit.laps)
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
         self.end = End.COMPLETE
@@ -74,10 +76,10 @@ class Exchange:
 
     def _left(self) -> None:
         """The client is gone. Called once."""
-        policy = self.admission.plan.on_disconnect
-        self.gateway.metrics.disconnects.add((policy,), 1)
+        is_drained = self.admission.plan.on_disconnect == "drain" and self.gateway.drains < self.gateway.drains_max
+        self.gateway.metrics.disconnects.add(("drain" if is_drained else "cut",), 1)
         self.end = End.CLIENT_LEFT
-        if policy == "drain" and self.gateway.drains < self.gateway.drains_max:
+        if is_drained:
             self.gateway.drains += 1
             drain_s = self.asked.config.settings.drain_s
             self._drain = asyncio.get_running_loop().call_later(drain_s, self._cut)
@@ -138,8 +140,7 @@ class Exchange:
             family=self.bound.family,
         )
         self.gateway.quota.holds.first_byte(self.admission.hold)
-        waited_s = time.perf_counter() - self.visit.began_s
-        self.gateway.metrics.first_byte.observe((self.asked.facts.model or "other",), waited_s)
+        self.visit.laps.first_byte(self.asked.facts.model or OTHER)
         return self.scanner
 
     def _headers(self, forwarded: Forwarded) -> dict[str, str]:
@@ -158,19 +159,22 @@ class Exchange:
     async def _answer_whole(self, forwarded: Forwarded) -> None:
         """A JSON answer: held until it is whole, so that its price stands in the headers."""
         scanner = self._scan(forwarded)
-        body, whole = await relay.read_whole(forwarded.reply, scanner)
+        body, whole = await relay.read_whole(forwarded.reply, scanner, self.visit.laps)
         if not whole:
             await self._stream(forwarded, scanner, body)
             return
+        came_s = time.perf_counter()
         if "json" in forwarded.reply.headers.get("Content-Type", "") and relay.is_cut(scanner):
             raise UpstreamInterrupted
         told = self._headers(forwarded)
         self._made = self._bill()
         told.update(answers.charged_headers(self.admission, self._made.row.charged))
         self._answer(web.Response(status=forwarded.reply.status, body=body, headers=told))
+        self.visit.laps.relay_s += time.perf_counter() - came_s
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
         """Chunks as they come; a break in the middle is told in the dialect's words."""
+        came_s = time.perf_counter()
         response = web.StreamResponse(status=forwarded.reply.status, headers=self._headers(forwarded))
         writer = relay.Writer(self.visit, response)
         self.gateway.count_stream(+1)
@@ -178,6 +182,7 @@ class Exchange:
             await writer.start()
             if first:
                 await writer.write(first)
+            self.visit.laps.relay_s += time.perf_counter() - came_s
             await relay.stream(self.visit, forwarded.reply, scanner, writer)
             if scanner.failed:
                 self.end = self._end_of(End.UPSTREAM_ERROR)
@@ -205,7 +210,7 @@ class Exchange:
 
     def _count(self, status: int) -> None:
         facts, plan = self.asked.facts, self.admission.plan.name
-        self.gateway.metrics.requests.add((self.adapter.name, facts.model or "other", plan, str(status)), 1)
+        self.gateway.metrics.requests.add((self.adapter.name, facts.model or OTHER, plan, str(status)), 1)
 
     def _fail(self, error: TollgateError) -> None:
         """Nothing was answered yet: answer the error."""
@@ -246,6 +251,9 @@ class Exchange:
         """The upstream is let go first: what comes after the bill must not come at all."""
         if self.forwarded is not None:
             self.forwarded.reply.close()
+            if self.forwarded.error_body is None:
+                self.visit.laps.provider(self.forwarded.upstream.name)
+        self.visit.laps.answered()
         if self._drain is not None:
             self._drain.cancel()
             self.gateway.drains -= 1
@@ -254,4 +262,4 @@ class Exchange:
             await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
         finally:  # whatever went wrong: a hold that nobody ends must not be renewed
             self.gateway.quota.holds.remove(self.admission.hold)
-        self.gateway.metrics.overhead.observe(("settle",), time.perf_counter() - started_s)
+        self.gateway.metrics.overhead.observe(SETTLE, time.perf_counter() - started_s)

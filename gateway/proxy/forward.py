@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import time
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gateway.proxy.admit import Bound
 from gateway.proxy.breaker import OPEN_S, Breaker, Permit
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.headers import credential
+from gateway.proxy.laps import CONNECT, Laps
 from gateway.proxy.parse import Asked, speaking
 from gateway.proxy.upstream import Reply
 from gateway.quota.admission import Admission
@@ -41,11 +41,13 @@ Attempt = tuple[Upstream, str]  # and one of its keys
 class Contact:
     """What a provider may know of the call so far: whoever cuts it must know whether it costs."""
 
+    laps: Laps
     sent: bool = False  # its request began to leave
     refused: bool = False  # and was answered with an error
 
     def leaving(self) -> None:
         self.sent, self.refused = True, False
+        self.laps.lap(CONNECT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,6 @@ def _failed(breaker: Breaker, permit: Permit, upstream: Upstream) -> None:
 async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key: str, contact: Contact) -> Forwarded:
     """One request to one upstream. Raises UpstreamUnreachable, UpstreamTimeout."""
     settings, metrics = outgoing.asked.config.settings, gateway.metrics
-    started_s = time.perf_counter()
     try:
         reply = await gateway.leg.send(
             outgoing.url(upstream),
@@ -167,11 +168,11 @@ async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key
         )
     except UpstreamUnreachable as error:
         metrics.upstream_requests.add((upstream.name, error.code), 1)
+        _ended(contact, upstream)
         cause = type(error.__cause__ or error).__name__
         gateway.alarms.tell(f"{upstream.name} {cause}", "upstream %s does not answer: %s", upstream.name, cause)
         raise
     metrics.upstream_requests.add((upstream.name, str(reply.status)), 1)
-    metrics.upstream_seconds.observe((upstream.name,), time.perf_counter() - started_s)
     if reply.status < 300:
         return Forwarded(upstream, reply)
     contact.refused = True
@@ -179,7 +180,16 @@ async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key
         body = await _error_body(reply)
     finally:
         reply.close()
+        _ended(contact, upstream)
     return Forwarded(upstream, reply, mask(body, upstream.keys))
+
+
+def _ended(contact: Contact, upstream: Upstream) -> None:
+    """An attempt that gave no answer to relay: its time was the provider's, if it had anything to do."""
+    if contact.sent:
+        contact.laps.provider(upstream.name)
+    else:
+        contact.laps.restart()
 
 
 async def _error_body(reply: Reply) -> bytes:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from aiohttp import web
 from uuid_utils import uuid7
 
+from gateway.domain.accounts import Caller
 from gateway.errors import Refusal, TollgateError
+from gateway.metrics import OTHER
 from gateway.providers.adapter import Adapter
 from gateway.proxy.admit import admit
 from gateway.proxy.answers import error_response
 from gateway.proxy.authenticate import authenticate
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.laps import AUTHENTICATE, PARSE, Laps
 from gateway.proxy.parse import Asked, parse
 from gateway.proxy.visit import Visit
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 async def serve(gateway: Gateway, adapter: Adapter, request: web.BaseRequest) -> web.StreamResponse:
     """aiohttp's side: start the call, wait for its answer."""
-    visit = Visit(request)
+    visit = Visit(request, Laps(gateway.metrics))
     call = gateway.tasks.spawn(handle(gateway, adapter, visit))
     call.add_done_callback(lambda _: _answer_anyway(gateway, adapter, visit, call))
     return await visit.wait()
@@ -42,37 +44,41 @@ def _answer_anyway(gateway: Gateway, adapter: Adapter, visit: Visit, call: async
     if error is not None:
         log.error("a call failed", exc_info=error)
     if not visit.is_answered:
-        refuse(gateway, adapter, visit, TollgateError(), None, str(uuid7()))
+        refuse(gateway, adapter, visit, TollgateError(), None, None)
 
 
 async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:
     """Meter one call: authenticate → parse → admit → forward → relay → settle."""
-    started_s = visit.began_s
-    request = visit.request
-    metrics = gateway.metrics
+    request, laps = visit.request, visit.laps
+    caller: Caller | None = None
     asked: Asked | None = None
     try:
         key, caller = await authenticate(gateway, request.headers)
-        authenticated_s = time.perf_counter()
-        metrics.overhead.observe(("authenticate",), authenticated_s - started_s)
-        asked = await parse(gateway.config, adapter, request, body_s=gateway.patience.body_s)
-        metrics.overhead.observe(("parse",), time.perf_counter() - authenticated_s)
-        admission, bound = await admit(gateway, key, caller, asked, request.headers)
+        laps.lap(AUTHENTICATE)
+        asked = await parse(gateway.config, adapter, request, laps, body_s=gateway.patience.body_s)
+        laps.lap(PARSE)
+        admission, bound = await admit(gateway, key, caller, asked, request.headers, laps)
     except TollgateError as error:
-        refuse(gateway, adapter, visit, error, asked, str(uuid7()))
+        refuse(gateway, adapter, visit, error, caller, asked)
         return
-    metrics.overhead.observe(("total",), time.perf_counter() - started_s)
     await Exchange(gateway, visit, asked, admission, bound).run()
 
 
 def refuse(
-    gateway: Gateway, adapter: Adapter, visit: Visit, error: TollgateError, asked: Asked | None, request_id: str
+    gateway: Gateway, adapter: Adapter, visit: Visit, error: TollgateError, caller: Caller | None, asked: Asked | None
 ) -> None:
-    """Answer with an error of ours, and count it."""
-    response = error_response(error, adapter, request_id=request_id, quota_status=gateway.config.settings.quota_status)
+    """Answer with an error of ours, and count it: ``caller`` and ``asked`` as far as they are known."""
+    config, metrics = gateway.config, gateway.metrics
+    response = error_response(error, adapter, request_id=str(uuid7()), quota_status=config.settings.quota_status)
+    plan = "none"
+    if caller is not None and caller.account is not None:
+        plan = caller.account.subscription.plan
+        plan = plan if plan in config.catalog.plans else OTHER
     if isinstance(error, Refusal) or error.status in (401, 403, 503):
         scope = error.detail.scope if error.detail is not None and error.detail.scope else "account"
-        gateway.metrics.denials.add((error.code, scope), 1)
-    model = asked.facts.model if asked is not None and asked.facts.model else "other"
-    gateway.metrics.requests.add((adapter.name, model, "none", str(response.status)), 1)
+        metrics.denials.add((error.code, scope), 1)
+        if asked is not None and not adapter.free:
+            metrics.feature_uses.add((asked.feature.name, plan, "refused"), 1)
+    model = asked.facts.model if asked is not None and asked.facts.model else OTHER
+    metrics.requests.add((adapter.name, model, plan, str(response.status)), 1)
     visit.answer(response)

@@ -24,6 +24,7 @@ from gateway.errors import (
 )
 from gateway.providers.adapter import Adapter, Call
 from gateway.proxy.headers import named
+from gateway.proxy.laps import Laps
 from gateway.quota.admission import Facts
 
 _METADATA_BYTES_MAX = 2048
@@ -42,8 +43,8 @@ class Asked:
     facts: Facts
 
 
-async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, *, body_s: float) -> Asked:
-    """``body_s``: how long the body may take to arrive.
+async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps: Laps, *, body_s: float) -> Asked:
+    """``body_s``: how long the body may take to arrive; that time is the client's.
 
     Raises RequestError in all its kinds (bad body, too large, encoding, timeout, feature), UnknownModel.
     """
@@ -54,6 +55,7 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, *, b
     if "Content-Type" in headers and content_type != "application/json" and not content_type.endswith("+json"):
         raise UnsupportedEncoding(f"Send Content-Type: application/json, not {content_type[:60]!r}.")
     body = await read_body(request, bytes_max=config.settings.body_max_bytes, within_s=body_s)
+    laps.restart()
     call = adapter.parse(body, headers)
     model = config.catalog.model(call.model)
     if model is None or not any(config.settings.upstreams[name].on for name in model.upstreams):

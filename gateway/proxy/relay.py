@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
+from time import perf_counter
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -18,6 +19,7 @@ from aiohttp.abc import AbstractStreamWriter
 from gateway.domain.usage import Exact
 from gateway.errors import UpstreamInterrupted
 from gateway.providers.adapter import Scanner
+from gateway.proxy.laps import Laps
 from gateway.proxy.upstream import Reply
 from gateway.proxy.visit import Visit
 
@@ -35,15 +37,16 @@ class End(StrEnum):
     SHUTDOWN = "shutdown"
 
 
-async def read_whole(reply: Reply, scanner: Scanner) -> tuple[bytes, bool]:
+async def read_whole(reply: Reply, scanner: Scanner, laps: Laps) -> tuple[bytes, bool]:
     """(what the client gets of what came, whether it is all). Raises UpstreamInterrupted, UpstreamTimeout."""
     body = bytearray()
     while len(body) <= BUFFERED_BYTES_MAX:
         piece = await reply.read()
+        came_s = perf_counter()
+        body += scanner.feed(piece) if piece else scanner.finish()
+        laps.relay_s += perf_counter() - came_s
         if not piece:
-            body += scanner.finish()
             return bytes(body), True
-        body += scanner.feed(piece)
     return bytes(body), False
 
 
@@ -75,10 +78,12 @@ class Writer:
             return
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
         if transport.get_write_buffer_size() > _WRITE_BUFFER_HIGH_BYTES:
+            full_s = perf_counter()
             try:
                 await self._writer.drain()
             except ConnectionError:
                 self._visit.leave()
+            self._visit.laps.stalled_s += perf_counter() - full_s
 
     def break_off(self) -> None:
         """Close without the last chunk: the client must not take what it has for a whole answer."""
@@ -89,10 +94,16 @@ class Writer:
 async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer) -> None:
     """Relay until the upstream ends. Raises UpstreamInterrupted, UpstreamTimeout when it breaks off or is closed; also
     when it ends in order in the middle of its words."""
-    while chunk := await reply.read():
-        out = scanner.feed(chunk)
-        if out and not visit.left:
-            await writer.write(out)
+    spent_s = 0.0
+    try:
+        while chunk := await reply.read():
+            came_s = perf_counter()
+            out = scanner.feed(chunk)
+            if out and not visit.left:
+                await writer.write(out)
+            spent_s += perf_counter() - came_s
+    finally:
+        visit.laps.relay_s += spent_s
     is_within = not scanner.event_boundary()
     tail = scanner.finish()
     if is_cut(scanner):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gateway.domain.usage import Exact, NotServed, Outcome
+from gateway.metrics import OTHER
 from gateway.proxy.admit import Bound
 from gateway.proxy.gateway import Gateway
 from gateway.quota.admission import Admission, Bill, bill_of
@@ -19,14 +20,18 @@ def make_bill(
 async def settle(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, outcome: Outcome) -> None:
     """End the hold and count what it came to. Never raises for a dependency that is away."""
     await gateway.quota.end(admission, bill)
-    if not (isinstance(outcome, NotServed) or admission.work.free):
+    if admission.work.free:
+        return
+    if isinstance(outcome, NotServed):
+        gateway.metrics.feature_uses.add((bill.row.feature, bill.row.plan, "not_served"), 1)
+    else:
         _count(gateway, admission, bill, bound, outcome)
 
 
 def _count(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, outcome: Outcome) -> None:
     """What dashboards and the hold's calibration want to know."""
     metrics, row = gateway.metrics, bill.row
-    model, plan = row.model or "other", row.plan
+    model, plan = row.model or OTHER, row.plan
     usage = row.usage
     for kind, amount in (
         ("input", usage.input),

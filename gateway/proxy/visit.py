@@ -10,19 +10,20 @@ Rules
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aiohttp import web
 
+from gateway.proxy.laps import Laps
+
 
 class Visit:
     """The client's side of one call."""
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: web.BaseRequest, laps: Laps) -> None:
         self.request = request
-        self.began_s = time.perf_counter()
+        self.laps = laps
         self.left = False
         self._answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
         self._on_leave: Callable[[], None] | None = None
