@@ -3,7 +3,7 @@
 Rules
 1. An update is a dictionary look-up and an addition in place: no lock, no object, no system call.
 2. Each worker slot owns one memory-mapped file. A worker that dies leaves its counts; its successor goes on with them,
-   and starts its own gauges from nothing.
+   and starts its own gauges from nothing. A fact about the whole installation stays until somebody looks again.
 3. The number of series per family is bounded: what comes after is counted under ``other`` in every label.
 4. Label values come from the configuration, never from callers (who passes them in sees to that).
 
@@ -39,7 +39,24 @@ CELL_BYTES = 8
 UNSAID = math.nan
 
 CALL_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
-OVERHEAD_S = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+OVERHEAD_S = (
+    0.000025,
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+)
 LAG_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 RATIO = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1, 1.1, 1.25, 1.5, 2, 5)
 
@@ -50,7 +67,7 @@ class Merge(Enum):
     SUM = "sum"
     MAX = "max"
     MIN = "min"
-    LATEST = "latest"  # a fact about the whole installation, written by whichever worker looked last
+    LATEST = "latest"  # a fact about the whole installation: all series of whichever worker looked last, and no other
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +113,9 @@ class Series:
         return at
 
     def inherit(self, labels: Labels, at: int) -> None:
-        """Go on with the numbers of this slot's last worker; a gauge says nothing until it is set again."""
+        """Go on with the numbers of this slot's last worker; a gauge of its own says nothing until it is set again."""
         self._at[labels] = at
-        if self.family.kind == "gauge":
+        if self.family.kind == "gauge" and self.family.merge is not Merge.LATEST:
             self._cells[at] = UNSAID
 
     def begin(self) -> None:
@@ -121,6 +138,14 @@ class Gauge(Series):
         self._cells[at] = value
         if self.family.merge is Merge.LATEST:
             self._cells[at + 1] = time.time()
+
+    def replace(self, values: Mapping[Labels, float]) -> None:
+        """Exactly these series: what was said of others is taken back."""
+        for labels, at in self._at.items():
+            if labels not in values:
+                self._cells[at] = UNSAID
+        for labels, value in values.items():
+            self.set(labels, value)
 
     def add(self, labels: Labels, amount: float) -> None:
         at = self._at.get(labels)
@@ -302,19 +327,30 @@ class _Merged(Collector):
     def __init__(self, contents: Iterable[bytes], at_scrape: Mapping[str, Mapping[Labels, float]]) -> None:
         self._series: list[dict[Labels, Sequence[float]]] = [{} for _ in FAMILIES]
         for content in contents:
+            facts: dict[int, dict[Labels, Sequence[float]]] = {}
             for number, labels, start, cells in _records(content):
                 values = array("d", content[start : start + cells * CELL_BYTES])
                 if math.isnan(values[0]):
                     continue
+                if FAMILIES[number].merge is Merge.LATEST:
+                    facts.setdefault(number, {})[labels] = values
+                    continue
                 merged = self._series[number]
                 before = merged.get(labels)
                 merged[labels] = values if before is None else _merge(FAMILIES[number], before, values)
+            for number, found in facts.items():
+                self._series[number] = max(self._series[number], found, key=_looked_at)
         for name, values_now in at_scrape.items():
             self._series[NUMBERS[name]] = {labels: (value,) for labels, value in values_now.items()}
 
     def collect(self) -> Iterator[Metric]:
         for family, series in zip(FAMILIES, self._series, strict=True):
             yield _metric(family, series)
+
+
+def _looked_at(facts: Mapping[Labels, Sequence[float]]) -> float:
+    """When a worker last looked at what it says of one family."""
+    return max((values[1] for values in facts.values()), default=0.0)
 
 
 def _merge(family: Family, one: Sequence[float], two: Sequence[float]) -> Sequence[float]:
@@ -326,7 +362,7 @@ def _merge(family: Family, one: Sequence[float], two: Sequence[float]) -> Sequen
         case Merge.MIN:
             return min(one, two, key=lambda values: values[0])
         case Merge.LATEST:
-            return max(one, two, key=lambda values: values[1])
+            raise AssertionError("a fact is not made of two workers' words")
 
 
 def _metric(family: Family, series: Mapping[Labels, Sequence[float]]) -> Metric:

@@ -108,10 +108,26 @@ def test_a_killed_workers_counts_stay_and_its_successor_goes_on_with_them(tmp_pa
     successor.close()
 
 
-def test_a_fact_about_the_installation_is_the_latest_writers() -> None:
-    one = next(family for family in FAMILIES if family.name == "tollgate_outbox_entries")
-    assert module._merge(one, (900.0, 10.0), (3.0, 11.0)) == (3.0, 11.0)
-    assert module._merge(one, (3.0, 11.0), (900.0, 10.0)) == (3.0, 11.0)
+def accounts(text: bytes) -> dict[tuple[str, str], float]:
+    samples = page(text)["tollgate_accounts"].samples
+    return {(sample.labels["plan"], sample.labels["status"]): sample.value for sample in samples}
+
+
+def test_a_fact_about_the_installation_is_what_the_latest_writer_says_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1, 100))
+    monkeypatch.setattr("gateway.metrics.time.time", lambda: float(next(clock)))
+    workers = [Metrics(tmp_path, slot) for slot in range(2)]
+    workers[0].accounts.replace({("pro", "active"): 5, ("trial", "trialing"): 1})
+    workers[1].accounts.replace({("pro", "active"): 6})
+    assert accounts(render(tmp_path)) == {("pro", "active"): 6}
+    workers[0].accounts.replace({("trial", "trialing"): 2})
+    assert accounts(render(tmp_path)) == {("trial", "trialing"): 2}
+    successor = Metrics(tmp_path, 0)
+    assert accounts(render(tmp_path)) == {("trial", "trialing"): 2}, "what its worker knew did not die with it"
+    for worker in (*workers, successor):
+        worker.close()
 
 
 def test_redis_is_up_only_when_every_worker_says_so(tmp_path: Path) -> None:
