@@ -55,6 +55,14 @@ _POSTGRES_SETTINGS: Final = {
     "jit": "off",
 }
 
+_BROKEN: Final = (
+    exc.DBAPIError,
+    exc.TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # "another operation is in progress", when the server dies between two messages
+)
+
 Dialect = Literal["sqlite", "postgresql"]
 T = TypeVar("T")
 
@@ -284,7 +292,7 @@ async def _mapped() -> AsyncIterator[None]:
         raise Conflict from error
     except (exc.ProgrammingError, exc.DataError, asyncpg.SyntaxOrAccessError, asyncpg.DataError):
         raise
-    except (exc.DBAPIError, exc.TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _BROKEN as error:
         if _is_bug(getattr(error, "orig", None)):
             raise
         raise StoreUnavailable from error

@@ -110,8 +110,27 @@ async def test_a_locked_account_is_store_unavailable_after_the_deadline(place: P
             await lock_account(connection, account.id)
             with pytest.raises(StoreUnavailable):
                 await store.grants.add(account.id, wallet="tokens", amount=1, now_ms=NOW_MS)
+            with pytest.raises(StoreUnavailable):
+                await store.writer.commit([stores.charge(account, (1, 1))])
             assert await store.database.ping()  # readers go on
         await store.grants.add(account.id, wallet="tokens", amount=1, now_ms=NOW_MS)
+        await store.writer.commit([stores.charge(account, (1, 1))])
+
+
+async def test_a_cancelled_commit_leaves_the_writer_whole(store: Store) -> None:
+    """Cancelled at any moment, charges are booked or not; repeated, they are there once."""
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    batches = [[stores.charge(account, (1, 1)) for _ in range(20)] for _ in range(12)]
+    for turns, batch in enumerate(batches):
+        task = asyncio.create_task(store.writer.commit(batch))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    for batch in batches:
+        assert all(answer.state == "settled" for answer in await store.writer.commit(batch))
+    assert (await store.state.snapshot(account.id)).seq == 240
+    assert [each.differences async for each in store.ledger.audit(account.id)] == [()]
 
 
 async def test_a_full_pool_waits_its_turn(store: Store) -> None:
