@@ -24,7 +24,7 @@ from gateway.proxy.upstream import Reply
 from gateway.proxy.visit import Visit
 
 BUFFERED_BYTES_MAX = 1_048_576
-_WRITE_BUFFER_HIGH_BYTES = 65_536
+_WRITE_BUFFER_HIGH_BYTES = 32_768
 
 
 class End(StrEnum):
@@ -70,6 +70,8 @@ class Writer:
         except ConnectionError:
             self._visit.leave()
         self._transport = self._visit.request.transport
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH_BYTES)
 
     async def write(self, data: bytes) -> None:
         """One piece of the body, in one write. Waits while the client's socket is full."""
