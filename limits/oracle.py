@@ -157,6 +157,8 @@ class Oracle:
         for take in check.takes:
             before = takes.get((take.wallet, take.number), Take(take.wallet, take.number, 0))
             takes[(take.wallet, take.number)] = replace(take, amount=before.amount + take.amount)
+        if len(takes) > 255:
+            return Gone()
         check.take()
         opened.hold = replace(
             opened.hold,

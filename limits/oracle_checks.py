@@ -29,6 +29,8 @@ from limits.model import (
 from limits.oracle_state import Account, Wallet, WindowUse
 from limits.replies import permille
 
+TAKES_MAX: Final = 128  # the grants that a hold's first wallets may name; each further wallet names one
+
 _MINUTE_MS: Final = 60_000
 _LASTING: Final = (Verdict.LASTING, Verdict.TOO_LARGE)
 
@@ -100,7 +102,8 @@ class Check:
             return
         left, takes = demand.amount, list[Take]()
         for number, grant in opened:
-            part = min(left, grant.free)
+            last = len(self.takes) + len(takes) >= TAKES_MAX - 1
+            part = left if last and grant.free > 0 else min(left, grant.free)
             if part > 0 or (demand.amount == 0 and not takes):
                 takes.append(Take(demand.wallet, number, max(part, 0)))
                 left -= max(part, 0)

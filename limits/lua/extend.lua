@@ -63,6 +63,9 @@ for at = 1, #taken, 13 do
     merged = merged .. string.sub(taken, at, at + 12)
   end
 end
+if #merged > 13 * 255 then -- more grants than a hold can name
+  return 'G'
+end
 takes, taken = #merged / 13, merged
 vals[2] = struct.pack(HOLD, version + 1, flags, created, lease_ms, lease_end, takes, #remaining / 2) .. taken
   .. packed_starts() .. ARGV[5]

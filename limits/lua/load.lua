@@ -41,11 +41,25 @@ local function read_all(list)
   return values
 end
 
+-- What is open at one time must sum up to a number that is exact; a next period's grants do not count before it.
+local function check_sum(grants, at_ms)
+  local sum = 0
+  for at = 1, #grants, 40 do
+    local amount, begins, expires = struct.unpack('<I8xxxxxxxxI8I8', grants, at + 4)
+    if begins <= at_ms and (expires == 0 or expires > at_ms) then
+      sum = sum + amount
+    end
+  end
+  if sum > AMOUNT_MAX then
+    reject('the grants of a wallet are out of range')
+  end
+end
+
 -- A wallet's field from SQL's grants and what Redis knows of pending and held.
 local function merge_wallet(packed, grants)
   -- The warnings stay; the sums are made anew by the next reserve.
-  local parts, sum = {string.sub(packed or EMPTY_WALLET, 1, 8) .. string.sub(EMPTY_WALLET, 9)}, 0
-  local named = ''
+  local parts, named = {string.sub(packed or EMPTY_WALLET, 1, 8) .. string.sub(EMPTY_WALLET, 9)}, ''
+  check_sum(grants, now)
   for at = 1, #grants, 40 do
     local key, amount, counted, begins, expires, priority = struct.unpack('<c4I8i8I8I8i4', grants, at)
     local pending, held = 0, 0
@@ -53,9 +67,9 @@ local function merge_wallet(packed, grants)
     if known then
       pending, held = struct.unpack('<i8i8', packed, known + 22)
     end
-    sum, named = sum + amount, named .. key
-    if sum > AMOUNT_MAX then
-      reject('the grants of a wallet are out of range')
+    named = named .. key
+    if begins > now then
+      check_sum(grants, begins)
     end
     parts[#parts + 1] = '\255G' .. key
       .. struct.pack('<i8i8i8i8I6I6i4', amount, counted, pending, held, begins, expires, priority)

@@ -9,6 +9,8 @@ local LASTING, HELD, RATE, CONCURRENCY, TOO_LARGE = 1, 2, 3, 4, 5
 
 local MINUTE_MS = 60000
 
+local TAKES_MAX = 128 -- the grants that a hold's first wallets may name; each further wallet names one
+
 local refusal, refusal_rank -- the deciding slot's report, once one refuses
 local extending -- the stored hold, when an open hold grows: slots that ask for nothing are not checked
 local account -- meta of the account
@@ -56,14 +58,15 @@ local function check_warnings(index, wallet, spent)
 end
 
 -- Take an amount from a wallet's open grants in burn order, from the cursor on. Answers the cursor's new place, and the
--- field behind its sums. A hold of nothing names the first open grant, for what the call may cost above it.
+-- field behind its sums. A hold of nothing names the first open grant, for what the call may cost above it. Of very many
+-- grants the last one that fits into the hold bears the rest, as it would bear an overrun.
 local function take_grants(packed, wallet, amount, cursor)
   local at, from, body, left = amount > 0 and 54 * cursor - 1 or 53, 53, '', amount
   while at < #packed do
     local number, granted, counted, pending, on_hold, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', packed, at + 2)
     local free = granted - counted - pending - on_hold
     if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
-      local part = free < left and free or left
+      local part = (free < left and takes < TAKES_MAX - 1) and free or left
       takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', amount > 0 and part or 0, wallet)
       body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', amount > 0 and on_hold + part or on_hold)
       from, left = at + 38, left - part
