@@ -200,7 +200,8 @@ def _row(body: list[Any], ids: list[str | None], created_at_ms: int, ended_at_ms
 
 
 def _ids(data: bytes, mask: int, rest: list[str | None]) -> list[str | None]:
-    start, given, ids = _HEAD.size, iter(rest), []
+    start, given = _HEAD.size, iter(rest)
+    ids: list[str | None] = []
     for index in range(_IDS):
         if mask >> index & 1:
             ids.append(_unpack_id(data[start : start + _ID_BYTES]))

@@ -18,16 +18,14 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import TollgateError
+from gateway.errors import RefusalDetail, TollgateError
 
 _DETAILS = ("scope", "limit", "used", "held", "needed", "available", "resets_at", "hint")
 
 
-def tollgate_member(error: TollgateError) -> dict[str, Any] | None:
-    """What only a gateway can say of a refusal; None where there is nothing to say."""
-    detail = error.detail
-    if detail is None:
-        return None
+def tollgate_member(error: TollgateError) -> dict[str, Any]:
+    """What only a gateway can say: always the reason, and of a refusal the facts behind it."""
+    detail = error.detail or RefusalDetail()
     member: dict[str, Any] = {"reason": error.code}
     member.update((name, getattr(detail, name)) for name in _DETAILS)
     member["plans"] = list(detail.plans)
@@ -41,9 +39,7 @@ def anthropic_error(error: TollgateError, request_id: str) -> dict[str, Any]:
     inner: dict[str, Any] = {"type": error.anthropic_type, "message": error.message}
     if error.anthropic_error_code is not None:
         inner["details"] = {"error_code": error.anthropic_error_code}
-    member = tollgate_member(error)
-    if member is not None:
-        inner["tollgate"] = member
+    inner["tollgate"] = tollgate_member(error)
     return {"type": "error", "error": inner, "request_id": request_id}
 
 
@@ -56,9 +52,7 @@ def openai_error(error: TollgateError, request_id: str) -> dict[str, Any]:
         "code": error.openai_code or error.code,
         "request_id": request_id,
     }
-    member = tollgate_member(error)
-    if member is not None:
-        inner["tollgate"] = member
+    inner["tollgate"] = tollgate_member(error)
     return {"error": inner}
 
 

@@ -103,5 +103,7 @@ def test_each_dialect_has_its_own_rate_limit_headers() -> None:
     }
 
 
-def test_an_error_without_detail_has_no_tollgate_member() -> None:
-    assert spelling.tollgate_member(BadRequest("empty_body", "Empty.")) is None
+def test_an_error_without_facts_still_tells_its_reason() -> None:
+    member = spelling.tollgate_member(BadRequest("empty_body", "Empty."))
+    assert member["reason"] == "empty_body"
+    assert {name for name, value in member.items() if value} == {"reason"}
