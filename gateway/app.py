@@ -23,9 +23,9 @@ from gateway.installation import Installation
 from gateway.metrics import Metrics
 from gateway.providers.tokens import Counter
 from gateway.proxy.gateway import Gateway
+from gateway.proxy.leg.client import HttpLeg
 from gateway.proxy.listener import Runner
 from gateway.proxy.routes import add_routes, drain, front
-from gateway.proxy.upstream import AiohttpLeg
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
 from gateway.quota.clock import ServerClock
@@ -114,7 +114,7 @@ async def build(
         clock_offset_ms=clock_offset_ms,
     )
     quota, reaper = _quota(engine, store, metrics, tasks, clock, lambda: worker.installation.config.catalog)
-    leg = AiohttpLeg(connect_s=config.settings.connect_s)
+    leg = HttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     gateway = Gateway(
         config=config,

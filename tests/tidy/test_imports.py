@@ -49,7 +49,7 @@ ROOMS: dict[str, Room] = {
     "proxy": room(
         # Of config the data plane knows the loaded data alone, never how it is read or reloaded.
         "domain providers quota store config.model errors logs metrics",
-        others="aiohttp orjson multidict yarl uuid_utils",
+        others="aiohttp orjson multidict yarl uuid_utils httptools aiohappyeyeballs",
     ),
     "billing": room(
         "domain quota store errors logs metrics", others="aiohttp orjson multidict yarl stripe jinja2 uuid_utils"

@@ -1,0 +1,93 @@
+"""A request as bytes, and where it goes.
+
+Rules
+1. Nothing of a client's can end a line: names are tokens, values have no control characters, and what a query may not
+   contain is percent-encoded.
+2. Framing is ours: ``host``, ``content-length``, ``connection`` and their like are refused as headers.
+3. What does not change from call to call is spelled once, and only so much of it is remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import quote, urlsplit
+
+# Source: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TARGET = re.compile(r'[!"$-~]*')  # what a request target may consist of: visible ASCII but "#"
+_TARGET_SAFE = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
+_FRAMING = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer", "expect"}
+)
+_REMEMBERED_MAX = 1_024
+_PORTS = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whom a connection is to."""
+
+    is_tls: bool
+    host: str  # as it is looked up and certified
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An address without its query, and what every request to it begins with."""
+
+    origin: Origin
+    opening: str
+    closing: str  # of the request line, and the host
+
+
+@lru_cache(_REMEMBERED_MAX)
+def route(url: str) -> Route:
+    """``url`` has no query. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc or parts.fragment:
+        raise ValueError("not an http or https URL of a host")
+    host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
+    port = parts.port or _PORTS[parts.scheme]
+    named = f"[{host}]" if ":" in host else host
+    if port != _PORTS[parts.scheme]:
+        named = f"{named}:{port}"
+    if _TARGET.fullmatch(named) is None:
+        raise ValueError("not the name of a host")
+    path = _target(parts.path or "/")
+    return Route(Origin(parts.scheme == "https", host, port), f"POST {path}", f" HTTP/1.1\r\nhost: {named}\r\n")
+
+
+def _target(text: str) -> str:
+    if _TARGET.fullmatch(text) is not None:
+        return text
+    return quote(text, safe=_TARGET_SAFE, errors="surrogateescape")
+
+
+@lru_cache(_REMEMBERED_MAX)
+def _named(name: str) -> str:
+    """A line's beginning. Raises ValueError."""
+    if _TOKEN.fullmatch(name) is None or name.lower() in _FRAMING:
+        raise ValueError("not a header that a request may bring")
+    return f"{name}: "
+
+
+def spell(url: str, headers: Mapping[str, str], body_bytes: int) -> tuple[Origin, bytes]:
+    """(whom to ask, the request's head). ``headers`` are named in lower case. Raises ValueError."""
+    address, mark, query = url.partition("?")
+    to = route(address)
+    lines = [to.opening, f"?{_target(query)}", to.closing] if mark else [to.opening, to.closing]
+    for name, value in headers.items():
+        lines += (_named(name), value, "\r\n")
+    values = "".join(headers.values())
+    # The first question is quick, and nearly every request passes it.
+    if not values.isprintable() and _CONTROL.search(values) is not None:
+        raise ValueError("a control character in a header")
+    if "content-type" not in headers:
+        lines.append("content-type: application/json\r\n")
+    lines.append(f"content-length: {body_bytes}\r\n\r\n")
+    return to.origin, "".join(lines).encode("utf-8", "surrogateescape")  # whatever bytes the client sent
