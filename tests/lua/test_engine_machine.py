@@ -1,4 +1,4 @@
-"""Whatever is called in whatever order, the scripts answer and hold what the oracle says: on all three kinds of servers.
+"""Whatever is called in whatever order, the scripts answer and hold what the oracle says, on three kinds of servers.
 
 Each machine makes a few dozen runs, always the same ones. ``TOLLGATE_EXAMPLES=2000`` looks for new ones.
 """

@@ -152,7 +152,8 @@ def demands(draw: st.DrawFn, now_ms: int) -> Demand:
             for scope, (name, length_ms) in windows
         ),
         concurrency=tuple(
-            ConcurrencyDemand(scope, draw(st.integers(0, 4))) for scope in draw(st.lists(SCOPES, unique=True, max_size=2))
+            ConcurrencyDemand(scope, draw(st.integers(0, 4)))
+            for scope in draw(st.lists(SCOPES, unique=True, max_size=2))
         ),
     )  # fmt: skip
 
