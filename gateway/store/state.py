@@ -15,7 +15,7 @@ from sqlalchemy import Row, and_, delete, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import AccountSnapshot, BudgetUse
-from gateway.domain.turns import turn_at_ms
+from gateway.domain.turns import Turned, turn_at_ms
 from gateway.store.accounts import current, subscription_of
 from gateway.store.common import wall_clock_ms
 from gateway.store.database import Database
@@ -62,7 +62,7 @@ class State:
             budgets=uses,
         )
 
-    async def turn(self, account_id: str, *, now_ms: int) -> str:
+    async def turn(self, account_id: str, *, now_ms: int) -> Turned:
         """As ``Subscriptions.turn``."""
         return await self._subscriptions.turn(account_id, now_ms=now_ms)
 
@@ -86,24 +86,22 @@ class State:
 
 
 async def _newest_uses(connection: AsyncConnection, account_id: str) -> tuple[BudgetUse, ...]:
-    """The use of each live budget in its newest period."""
+    """The use of each live budget in its newest period: one look into the key per budget, however long its history."""
+    older = budget_uses.alias()
     newest = (
-        select(budget_uses.c.number, func.max(budget_uses.c.starts_at_ms).label("starts_at_ms"))
-        .where(budget_uses.c.account_id == account_id)
-        .group_by(budget_uses.c.number)
-        .subquery()
+        select(func.max(older.c.starts_at_ms))
+        .where(older.c.account_id == account_id, older.c.number == budgets.c.number)
+        .scalar_subquery()
+    )
+    of_budget = and_(
+        budget_uses.c.account_id == account_id,
+        budget_uses.c.number == budgets.c.number,
+        budget_uses.c.starts_at_ms == newest,
     )
     found = await connection.execute(
         select(budget_uses.c.number, budget_uses.c.starts_at_ms, budget_uses.c.used)
-        .join(
-            newest,
-            and_(budget_uses.c.number == newest.c.number, budget_uses.c.starts_at_ms == newest.c.starts_at_ms),
-        )
-        .join(
-            budgets,
-            and_(budgets.c.account_id == budget_uses.c.account_id, budgets.c.number == budget_uses.c.number),
-        )
-        .where(budget_uses.c.account_id == account_id, budgets.c.removed_at_ms == 0)
-        .order_by(budget_uses.c.number)
+        .join_from(budgets, budget_uses, of_budget)
+        .where(budgets.c.account_id == account_id, budgets.c.removed_at_ms == 0)
+        .order_by(budgets.c.number)
     )
     return tuple(BudgetUse(row.number, row.starts_at_ms, row.used) for row in found)

@@ -20,7 +20,7 @@ from sqlalchemy import select, update
 from gateway.domain.accounts import Account, SubscriptionStatus
 from gateway.domain.grants import NewGrant, period_grants
 from gateway.domain.plans import Catalog
-from gateway.domain.turns import Ended, Fallback, NextPeriod, PastDue, Stay, begin, decide, renewed
+from gateway.domain.turns import Ended, Fallback, NextPeriod, PastDue, Stay, Turned, begin, decide, renewed
 from gateway.errors import BadRequest
 from gateway.store.accounts import account_of, current, insert_subscription, subscription_of
 from gateway.store.common import changed, lock_account, new_id, record
@@ -83,8 +83,8 @@ class Subscriptions:
             await record(connection, "subscribe", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             return account_of(await current(connection, account_id))
 
-    async def turn(self, account_id: str, *, now_ms: int) -> str:
-        """Do what is due at ``now_ms``: ``stay | next_period | fallback | past_due | ended``.
+    async def turn(self, account_id: str, *, now_ms: int) -> Turned:
+        """Do what is due at ``now_ms``.
 
         Any number of callers at once: the first one writes, the others find it done. Raises AccountNotFound,
         StoreUnavailable.
@@ -97,15 +97,16 @@ class Subscriptions:
             new: tuple[NewGrant, ...] = ()
             match decision:
                 case Stay():
-                    return "stay"
+                    return Turned("stay", row.plan, row.plan)
                 case NextPeriod(moved, new):
-                    outcome = "next_period"
+                    turned = Turned("next_period", row.plan, moved.plan)
                 case Fallback(moved, new):
-                    outcome = "fallback"
+                    turned = Turned("fallback", row.plan, moved.plan)
                 case PastDue(moved):
-                    outcome = "past_due"
+                    turned = Turned("past_due", row.plan, moved.plan)
                 case Ended(moved):
-                    outcome = "ended"
+                    turned = Turned("ended", row.plan, None)
+            outcome = turned.outcome
             goes_on = outcome in ("next_period", "past_due")
             if not goes_on:
                 await take_back_ahead(connection, account_id, row, now_ms)
@@ -117,10 +118,10 @@ class Subscriptions:
             await changed(connection, account_id, outcome, now_ms)
             detail = {"from": row.plan, "to": moved.plan, "status": moved.status.value}
             await record(connection, outcome, account_id=account_id, actor="clock", now_ms=now_ms, detail=detail)
-            return outcome
+            return turned
 
-    async def ahead(self, account_id: str, *, now_ms: int) -> bool:
-        """Insert the next period's grants if it starts within a day and renews by itself; whether it did.
+    async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None:
+        """Insert the next period's grants if it starts within a day and renews by itself; None when it did not.
 
         Raises AccountNotFound, StoreUnavailable.
         """
@@ -133,7 +134,7 @@ class Subscriptions:
             due = now_ms < end_ms <= now_ms + AHEAD_MS and row.granted_until_ms <= end_ms
             renews = plan is not None and plan.renews == "by_itself" and not subscription.cancel_at_period_end
             if plan is None or not (due and renews and subscription.status is SubscriptionStatus.ACTIVE):
-                return False
+                return None
             following = renewed(plan, subscription, end_ms)
             new = period_grants(
                 plan, following.terms, following.id,
@@ -146,7 +147,7 @@ class Subscriptions:
                 .values(granted_until_ms=following.period_ends_at_ms)
             )
             await changed(connection, account_id, "ahead", now_ms)
-            return True
+            return Turned("ahead", plan.name, plan.name)
 
     async def due_ahead(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
         """Accounts that used their running period, whose next one starts within a day and has no grants yet."""
