@@ -101,7 +101,7 @@ class Oracle:
         account = self.accounts.get(request.account)
         if account is None or account.stamp != self.stamp:
             return self._stale(request.account, ticket)
-        if self.now_ms < place.created_ms + self.reassert_wait_ms:
+        if self._warming(place):
             return Warming(place.created_ms + self.reassert_wait_ms, self.now_ms, place.record)
         opened = account.holds.get(request.hold_id)
         if opened is not None:
@@ -142,7 +142,7 @@ class Oracle:
         account = self.accounts.get(hold.account)
         if account is None or account.stamp != self.stamp:
             return self._stale(hold.account, ticket)
-        if self.now_ms < place.created_ms + self.reassert_wait_ms:
+        if self._warming(place):
             return Warming(place.created_ms + self.reassert_wait_ms, self.now_ms, place.record)
         opened = account.holds.get(hold.hold_id)
         if opened is None or opened.hold.version not in (hold.version, hold.version + 1):
@@ -338,6 +338,9 @@ class Oracle:
             place.amnesty_until_ms, place.beat_ms = self.now_ms + self.amnesty_ms, self.now_ms
         return place
 
+    def _warming(self, place: Partition) -> bool:
+        return place.created_ms <= self.now_ms < place.created_ms + self.reassert_wait_ms
+
     def _stale(self, name: str, ticket: str) -> Stale:
         """The ticket of this incarnation: the first nonce that found the account stale."""
         account = self.accounts.setdefault(name, Account())
@@ -363,7 +366,7 @@ class Oracle:
     def _amnesty(self, place: Partition, *, beating: bool) -> int:
         """Until when no lease of the partition lapses. An old beat means an outage: everybody gets time."""
         silence_ms = self.now_ms - place.beat_ms
-        if silence_ms > self.amnesty_ms / 3:
+        if silence_ms > self.amnesty_ms / 3 or silence_ms < 0:
             place.amnesty_until_ms, place.beat_ms = self.now_ms + self.amnesty_ms, self.now_ms
         elif beating and silence_ms > self.amnesty_ms / 12:
             place.beat_ms = self.now_ms

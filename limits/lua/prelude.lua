@@ -89,10 +89,10 @@ local function incarnation(leases, outbox)
   return stamp, record
 end
 
--- Until when the partition waits for re-assertions, ms; 0 = it does not.
+-- Until when the partition waits for re-assertions, ms; 0 = it does not (also when the clock has gone back since).
 local function warming_until(record)
-  local until_ms = tonumber(string.sub(record, 18)) + WAIT_MS
-  return now < until_ms and until_ms or 0
+  local created = tonumber(string.sub(record, 18))
+  return now >= created and now < created + WAIT_MS and created + WAIT_MS or 0
 end
 
 local function read_meta(packed)

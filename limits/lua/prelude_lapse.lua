@@ -97,11 +97,12 @@ local function lapse_one(account, outbox, leases, meta, id, hold)
   return '1' .. id
 end
 
--- Before this time no lease of the partition lapses, ms. An outage shows as an old beat: then everybody gets time.
+-- Before this time no lease of the partition lapses, ms. An outage shows as an old beat, a clock that went back as one to
+-- come: then everybody gets time.
 local function amnesty_until(leases, beating)
   local first = redis.call('ZRANGE', leases, 0, 1, 'WITHSCORES')
   local amnesty, beat = first[2] - RECORD_AT, first[4] - BEAT_AT
-  if now - beat > AMNESTY_MS / 3 then
+  if now - beat > AMNESTY_MS / 3 or now < beat then
     amnesty = now + AMNESTY_MS
     redis.call('ZADD', leases, RECORD_AT + amnesty, first[1], BEAT_AT + now, 'b')
   elseif beating and now - beat > AMNESTY_MS / 12 then

@@ -1,0 +1,35 @@
+"""The lab of the law tests, on the embedded Valkey and on Redis 7.0."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from limits.client import connect
+from tests.support import servers
+from tests.support.lab import Lab
+
+
+@pytest.fixture(params=["shared_valkey", "shared_redis7"])
+def server(request: pytest.FixtureRequest) -> servers.RedisServer:
+    """A shared server, emptied."""
+    found: servers.RedisServer = request.getfixturevalue(request.param)
+    found.command("FLUSHALL")
+    return found
+
+
+@pytest.fixture
+async def make_lab(server: servers.RedisServer) -> AsyncIterator[Callable[..., Lab]]:
+    """Makes labs on the server, with engine options."""
+    client = connect(server.url, command_timeout_s=5)
+    yield lambda **options: Lab(client, options)
+    await client.close()
+
+
+@pytest.fixture
+def lab(make_lab: Callable[..., Any]) -> Lab:
+    """A lab without re-assertion wait and amnesty."""
+    made: Lab = make_lab()
+    return made
