@@ -64,6 +64,15 @@ class Ended:
 Decision = Stay | NextPeriod | Fallback | PastDue | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """What the store made of a turn: the plan before it and after; ``to`` None = nothing follows."""
+
+    outcome: Literal["stay", "next_period", "ahead", "fallback", "past_due", "ended"]
+    plan: str
+    to: str | None
+
+
 def begin(
     catalog: Catalog,
     plan: Plan,

@@ -25,8 +25,9 @@ HOLDS_PER_BEAT_MAX = 512
 @dataclass(slots=True)
 class _Live:
     hold: Hold
+    taken_at_s: float
+    renewed_at_s: float
     told_first_byte: bool = False
-    renewed_at_s: float = 0.0
 
 
 class Holds:
@@ -38,7 +39,6 @@ class Holds:
         self._records: dict[int, str] = {}
         self._stale: set[int] = set()
         self._locks: dict[int, asyncio.Lock] = {}
-        self.taken_at_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return sum(len(holds) for holds in self._live.values())
@@ -46,23 +46,13 @@ class Holds:
     def oldest_age_s(self) -> float:
         """Age of the oldest live hold, seconds."""
         now_s = time.monotonic()
-        return max((now_s - taken_s for taken_s in self.taken_at_s.values()), default=0.0)
+        taken = (live.taken_at_s for holds in self._live.values() for live in holds.values())
+        return max(0.0, now_s - min(taken, default=now_s))
 
     def add(self, hold: Hold) -> None:
         now_s = time.monotonic()
         partition = self._engine.partition(hold.account)
-        self._live.setdefault(partition, {})[hold.hold_id] = _Live(hold, renewed_at_s=now_s)
-        self.taken_at_s.setdefault(hold.hold_id, now_s)
-
-    def get(self, account: str, hold_id: str) -> Hold | None:
-        live = self._live.get(self._engine.partition(account), {}).get(hold_id)
-        return live.hold if live else None
-
-    def replace(self, hold: Hold) -> None:
-        """After an extend: the newer version of a hold that is here."""
-        live = self._live.get(self._engine.partition(hold.account), {}).get(hold.hold_id)
-        if live is not None:
-            live.hold = replace(hold, first_byte=live.hold.first_byte)
+        self._live.setdefault(partition, {})[hold.hold_id] = _Live(hold, now_s, now_s)
 
     def first_byte(self, hold: Hold) -> None:
         """The upstream's first byte came: from now on a lapse charges."""
@@ -75,7 +65,6 @@ class Holds:
         partition = self._engine.partition(hold.account)
         holds = self._live.get(partition, {})
         live = holds.pop(hold.hold_id, None)
-        self.taken_at_s.pop(hold.hold_id, None)
         if not holds:
             self._live.pop(partition, None)
         return live.hold if live else hold

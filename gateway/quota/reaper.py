@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
+from gateway.domain.turns import Turned
 from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.scribe import Scribe
@@ -43,7 +44,7 @@ class AheadStore(Protocol):
 
     async def due_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
 
-    async def ahead(self, account_id: str, *, now_ms: int) -> bool: ...
+    async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None: ...
 
 
 class Reaper:
@@ -106,7 +107,9 @@ class Reaper:
         """The next period's grants, up to a day early: a turn then survives an outage of the database."""
         now_ms = self._now_ms()
         for account_id in await self._periods.due_ahead(now_ms=now_ms):
-            if await self._periods.ahead(account_id, now_ms=now_ms):
+            turned = await self._periods.ahead(account_id, now_ms=now_ms)
+            if turned is not None:
+                self._turner.count(turned)
                 await self._turner.push(account_id)
 
     async def _tend(self, partition: int) -> int:

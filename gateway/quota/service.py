@@ -182,7 +182,16 @@ class Quota:
         if isinstance(reply, engine_model.Reserved):
             self.clock.saw(reply.server_ms)
             self.holds.saw_record(partition, reply.record)
+        if isinstance(reply, engine_model.Reserved | engine_model.Refused) and reply.crossed:
+            self._warn(account_id, reply.crossed)
         return reply
+
+    def _warn(self, account_id: str, crossed: tuple[tuple[str, int], ...]) -> None:
+        """The engine says each threshold once per period: so do we."""
+        for wallet, permille in crossed:
+            self._metrics.alerts.add(("threshold",), 1)
+            told = {"account": account_id, "wallet": wallet, "percent": permille / 10}
+            log.warning("an account reached %g%% of its %s", permille / 10, wallet, extra=told)
 
     async def _release_later(self, account_id: str, hold_id: str) -> None:
         """After the deadline the reserve can no longer happen: then a release of its id is the last word."""
@@ -203,19 +212,6 @@ class Quota:
             return  # the scribe's confirm frees the hold once SQL has the charge
         self.clock.saw(settled.server_ms)
         self.holds.saw_record(self._engine.partition(hold.account), settled.record)
-
-    async def extend(self, admission: Admission, more: engine_model.Demand) -> bool:
-        """Grow an open hold while its answer streams; False when it cannot grow. Raises QuotaUnavailable."""
-        hold = self.holds.get(admission.hold.account, admission.hold.hold_id) or admission.hold
-        try:
-            reply = await self._engine.extend(hold, more)
-        except EngineUnavailable as error:
-            raise QuotaUnavailable(retry_after_s=1) from error
-        if not isinstance(reply, engine_model.Reserved):
-            return False
-        self.holds.replace(reply.hold)
-        admission.hold, admission.reserved = reply.hold, reply
-        return True
 
     async def _until_answered(self, send: Callable[[], Awaitable[None]]) -> None:
         """Bounded by about the lease's length: past that the hold lapses by itself, uncharged."""

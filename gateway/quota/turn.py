@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from gateway.domain.accounts import AccountSnapshot
+from gateway.domain.turns import Turned
 from gateway.metrics import Metrics
 from gateway.quota.translate import snapshot_of
 from limits.engine import Engine
@@ -22,7 +23,7 @@ from limits.engine import Engine
 class StateStore(Protocol):
     async def snapshot(self, account_id: str) -> AccountSnapshot: ...
 
-    async def turn(self, account_id: str, *, now_ms: int) -> str: ...
+    async def turn(self, account_id: str, *, now_ms: int) -> Turned: ...
 
     async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]: ...
 
@@ -44,8 +45,8 @@ class Turner:
         self._flights: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def load(self, account_id: str, ticket: str) -> None:
-        """Bring the account's snapshot into Redis. Raises StoreUnavailable, EngineUnavailable."""
-        await self._once((account_id, "load"), lambda: self._load(account_id, ticket))
+        """Bring the snapshot of an account that Redis did not have. Raises StoreUnavailable, EngineUnavailable."""
+        await self._once((account_id, "load"), lambda: self._rebuild(account_id, ticket))
 
     async def turn(self, account_id: str, now_ms: int) -> None:
         """Let SQL decide what follows a finished period, then load it. Raises StoreUnavailable, EngineUnavailable."""
@@ -66,14 +67,24 @@ class Turner:
             await self._load(account_id, ticket)
         return len(accounts)
 
-    async def _load(self, account_id: str, ticket: str) -> None:
+    async def _load(self, account_id: str, ticket: str) -> bool:
         snapshot = await self._store.snapshot(account_id)
-        if await self._engine.load(snapshot_of(snapshot), ticket=ticket):
+        return await self._engine.load(snapshot_of(snapshot), ticket=ticket)
+
+    async def _rebuild(self, account_id: str, ticket: str) -> None:
+        if await self._load(account_id, ticket):
             self._metrics.rebuilds.add((), 1)
 
     async def _turn(self, account_id: str, now_ms: int) -> None:
-        await self._store.turn(account_id, now_ms=now_ms)
+        self.count(await self._store.turn(account_id, now_ms=now_ms))
         await self.push(account_id)
+
+    def count(self, turned: Turned) -> None:
+        """A period turned, and perhaps the plan changed with it. Whoever finds it done counts nothing."""
+        if turned.outcome != "stay":
+            self._metrics.period_turns.add((turned.plan, turned.outcome), 1)
+        if turned.to != turned.plan:
+            self._metrics.subscription_changes.add((turned.plan, turned.to or "none", turned.outcome), 1)
 
     async def _once(self, key: tuple[str, str], work: Callable[[], Awaitable[None]]) -> None:
         """Single flight: the work runs as its own task, so that a caller who leaves does not stop it for the others."""

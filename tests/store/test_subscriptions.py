@@ -9,6 +9,7 @@ import pytest
 
 from gateway.domain.accounts import Account, GrantState, SubscriptionStatus
 from gateway.domain.periods import Period
+from gateway.domain.turns import Turned
 from gateway.errors import BadRequest
 from gateway.store.store import Store
 from tests.store.conftest import Place
@@ -77,7 +78,7 @@ async def test_a_turn_noticed_by_many_at_once_grants_once(place: Place, clock: s
         account = await first.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
         at_ms = NOW_MS + MONTH_MS
         turns = [store.subscriptions.turn(account.id, now_ms=at_ms) for store in (first, second) for _ in range(5)]
-        assert sorted(await asyncio.gather(*turns)) == ["next_period", *["stay"] * 9]
+        assert sorted(turned.outcome for turned in await asyncio.gather(*turns)) == ["next_period", *["stay"] * 9]
         assert await _grants(first, account) == [
             (1, 500_000, NOW_MS, at_ms),
             (2, 500_000, at_ms, at_ms + MONTH_MS),
@@ -87,7 +88,7 @@ async def test_a_turn_noticed_by_many_at_once_grants_once(place: Place, clock: s
 async def test_periods_nobody_used_get_no_grant_afterwards(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
     at_ms = NOW_MS + 10 * MONTH_MS + DAY_MS
-    assert await store.subscriptions.turn(account.id, now_ms=at_ms) == "next_period"
+    assert (await store.subscriptions.turn(account.id, now_ms=at_ms)).outcome == "next_period"
     assert await _grants(store, account) == [
         (1, 500_000, NOW_MS, NOW_MS + MONTH_MS),
         (2, 500_000, NOW_MS + 10 * MONTH_MS, NOW_MS + 11 * MONTH_MS),
@@ -97,24 +98,24 @@ async def test_periods_nobody_used_get_no_grant_afterwards(store: Store) -> None
 
 async def test_before_its_time_a_turn_does_nothing(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
-    assert await store.subscriptions.turn(account.id, now_ms=NOW_MS + MONTH_MS - 1) == "stay"
+    assert (await store.subscriptions.turn(account.id, now_ms=NOW_MS + MONTH_MS - 1)).outcome == "stay"
     assert await store.state.pushes() == ()
     assert await store.accounts.by_ref(account.id) == account
 
 
 async def test_a_trial_ends_for_good(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS)
-    assert await store.subscriptions.turn(account.id, now_ms=NOW_MS + 7 * DAY_MS) == "ended"
+    assert (await store.subscriptions.turn(account.id, now_ms=NOW_MS + 7 * DAY_MS)).outcome == "ended"
     found = await store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.status is SubscriptionStatus.EXPIRED
     assert (await store.state.snapshot(account.id)).turn_at_ms == 0
-    assert await store.subscriptions.turn(account.id, now_ms=NOW_MS + 700 * DAY_MS) == "stay"
+    assert (await store.subscriptions.turn(account.id, now_ms=NOW_MS + 700 * DAY_MS)).outcome == "stay"
 
 
 async def test_a_plan_that_ends_falls_back_from_its_end_on(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="month")
     at_ms = NOW_MS + MONTH_MS + 5 * DAY_MS
-    assert await store.subscriptions.turn(account.id, now_ms=at_ms) == "fallback"
+    assert (await store.subscriptions.turn(account.id, now_ms=at_ms)).outcome == "fallback"
     found = await store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.plan == "pro"
     assert found.subscription.period_starts_at_ms == NOW_MS + MONTH_MS
@@ -125,10 +126,10 @@ async def test_a_payment_that_does_not_come_ends_the_plan_after_the_grace(place:
     async with stores.opened(place.url, place.folder, catalog=PLANS, grace_ms=3 * DAY_MS) as store:
         account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="paid")
         end_ms = NOW_MS + MONTH_MS
-        assert await store.subscriptions.turn(account.id, now_ms=end_ms) == "past_due"
+        assert (await store.subscriptions.turn(account.id, now_ms=end_ms)).outcome == "past_due"
         assert (await store.state.snapshot(account.id)).turn_at_ms == end_ms + 3 * DAY_MS
-        assert await store.subscriptions.turn(account.id, now_ms=end_ms + 1) == "stay"
-        assert await store.subscriptions.turn(account.id, now_ms=end_ms + 3 * DAY_MS) == "fallback"
+        assert (await store.subscriptions.turn(account.id, now_ms=end_ms + 1)).outcome == "stay"
+        assert (await store.subscriptions.turn(account.id, now_ms=end_ms + 3 * DAY_MS)).outcome == "fallback"
         found = await store.accounts.by_ref(account.id)
         assert found is not None and found.subscription.plan == "free"
 
@@ -143,12 +144,12 @@ async def test_the_next_period_may_be_granted_a_day_ahead(store: Store, clock: s
     assert await store.subscriptions.due_ahead(now_ms=soon) == (account.id,)
     assert not await store.subscriptions.ahead(account.id, now_ms=soon - 1)
     done = await asyncio.gather(*(store.subscriptions.ahead(account.id, now_ms=soon) for _ in range(4)))
-    assert sorted(done) == [False, False, False, True]
+    assert [turned for turned in done if turned] == [Turned("ahead", "pro", "pro")]
     assert await store.subscriptions.due_ahead(now_ms=soon) == ()
     snapshot = await store.state.snapshot(account.id)
     assert [(g.starts_at_ms, g.amount) for g in snapshot.grants] == [(NOW_MS, 500_000), (end_ms, 500_000)]
     assert snapshot.turn_at_ms == end_ms + MONTH_MS  # the end of this period needs nobody
-    assert await store.subscriptions.turn(account.id, now_ms=end_ms) == "next_period"
+    assert (await store.subscriptions.turn(account.id, now_ms=end_ms)).outcome == "next_period"
     assert len(await store.grants.list(account.id)) == 2
     assert not await store.subscriptions.ahead(account.id, now_ms=end_ms)
 
@@ -174,7 +175,7 @@ async def test_cancelling_takes_back_what_was_granted_ahead(store: Store) -> Non
     assert await _open(store, account, end_ms) == ()
     assert (await store.state.snapshot(account.id)).turn_at_ms == end_ms
     assert not await store.subscriptions.ahead(account.id, now_ms=end_ms - 400)
-    assert await store.subscriptions.turn(account.id, now_ms=end_ms) == "ended"
+    assert (await store.subscriptions.turn(account.id, now_ms=end_ms)).outcome == "ended"
     found = await store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.status is SubscriptionStatus.CANCELLED
     async for audited in store.ledger.audit():
@@ -201,7 +202,7 @@ async def test_support_moves_a_trials_end(store: Store) -> None:
     assert moved.subscription.status is SubscriptionStatus.TRIALING
     assert moved.subscription.trial_ends_at_ms == moved.subscription.period_ends_at_ms == new_end_ms
     assert [g.expires_at_ms for g in await _open(store, account, end_ms + 10)] == [new_end_ms]
-    assert await store.subscriptions.turn(account.id, now_ms=new_end_ms) == "ended"
+    assert (await store.subscriptions.turn(account.id, now_ms=new_end_ms)).outcome == "ended"
     with pytest.raises(BadRequest):
         await store.subscriptions.extend(account.id, ends_at_ms=NOW_MS, now_ms=new_end_ms)
 
