@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from gateway.proxy.exchange import Exchange
 from tests.support.bills import STEPS, assert_settled_to, balance, tokens_served, usage_rows
 from tests.support.calls import ANTHROPIC, CHAT, DIALECTS, Dialect
 from tests.support.gateways import Local
@@ -72,32 +71,48 @@ async def test_a_drained_hang_up_at_any_event_is_charged_what_the_model_served(
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=str)
-async def test_a_cut_hang_up_at_any_event_is_charged_what_was_sent_within_one_chunk(
+async def test_a_cut_hang_up_at_any_event_is_charged_what_was_sent(
     dialect: Dialect, gateway: Local, models: LocalModels
 ) -> None:
+    """The model waits after each event for the client to leave, so that nothing is under way when it does."""
     key, account = await gateway.account("cut")
-    steering = f"events={EVENTS} chunk={CHUNK_TOKENS} delay=20"
+    steering = f"events={EVENTS} chunk={CHUNK_TOKENS}"
     total = await events_of(gateway, dialect.request(key, dialect.body(f"{steering} tag=whole", stream=True)))
 
     def request(index: int) -> bytes:
-        return dialect.request(key, dialect.body(f"{steering} tag=cut-{index}", stream=True))
+        return dialect.request(key, dialect.body(f"{steering} tag=cut-{index} stall={index}", stream=True))
 
-    last_content = EVENTS  # after it a stream ends at once, before anybody can be told
-    ids = await asyncio.gather(*(hang_up_after(gateway, request(index), index) for index in range(last_content)))
+    ids = await asyncio.gather(*(hang_up_after(gateway, request(index), index) for index in range(total)))
     await no_hold_is_left(gateway, account.id)
     await gateway.settled()
     rows = {row["hold_id"]: row for row in await usage_rows(gateway, account.id)}
-    assert len(rows) == last_content + 1 and total > last_content
+    assert len(rows) == total + 1
     for index, hold_id in enumerate(ids):
         (entry,) = await models.journal.ended(f"cut-{index}")
         row, served = rows[hold_id], entry["served"]
         at = f"after event {index}: {row} {entry}"
-        assert entry["end"] == "cut_by_client", at
+        assert (entry["end"], entry["events_served"]) == ("cut_by_client", index), at
         assert row["charged"] > 0, at
         assert row["charged"] == (row["input"] + row["output"]) * STEPS, at
         assert abs(row["output"] - served["output"]) <= CHUNK_TOKENS, at
         assert row["end"] == "client_left", at
     await at_rest(gateway, account.id)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=str)
+async def test_a_cut_in_full_flow_is_charged_between_what_the_client_saw_and_what_the_model_sent(
+    dialect: Dialect, gateway: Local, models: LocalModels
+) -> None:
+    key, account = await gateway.account("cut")
+    body = dialect.body(f"tag=flow events=200 chunk={CHUNK_TOKENS} delay=5", stream=True)
+    hold_id = await hang_up_after(gateway, dialect.request(key, body), 20)
+    (entry,) = await models.journal.ended("flow")
+    assert entry["end"] == "cut_by_client"
+    await at_rest(gateway, account.id)
+    (row,) = await usage_rows(gateway, account.id)
+    assert row["hold_id"] == hold_id
+    assert (20 - 5) * CHUNK_TOKENS <= row["output"] <= entry["served"]["output"] + CHUNK_TOKENS
+    assert row["charged"] == (row["input"] + row["output"]) * STEPS
 
 
 async def at_rest(gateway: Local, account_id: str) -> None:
@@ -180,9 +195,9 @@ async def test_a_client_that_closes_its_sending_side_counts_as_gone(gateway: Loc
     """So do nginx and most proxies: who needs the answer keeps its connection open."""
     key, account = await gateway.account("cut")
     async with connection(gateway.url) as client:
-        client.send(CHAT.request(key, CHAT.body("tag=half events=30 delay=50", stream=True)))
+        client.send(CHAT.request(key, CHAT.body("tag=half events=30 stall=8", stream=True)))
         await client.head()
-        await client.events(3)
+        await client.events(8)
         client.writer.write_eof()
         (entry,) = await models.journal.ended("half")
     assert entry["end"] == "cut_by_client"
@@ -226,12 +241,21 @@ async def test_drains_are_capped_in_number(gateway: Local, models: LocalModels) 
     assert all(row["charged"] > 0 for row in await usage_rows(gateway, account.id))
 
 
-def upstream_is_held(gateway: Local) -> bool:
-    """The call's upstream is not read any more."""
-    (exchange,) = gateway.worker.gateway.open
-    assert isinstance(exchange, Exchange) and exchange.forwarded is not None
-    connection_ = exchange.forwarded.reply._response.connection  # type: ignore[attr-defined]
-    return connection_ is not None and not connection_.transport.is_reading()
+async def upstream_is_held_back(models: LocalModels, tag: str) -> dict[str, Any]:
+    """Wait until the model can send no more; answers its entry. Model and gateway share this loop: what can go on in a
+    turn does."""
+    turns_still, before = 0, -1
+
+    def still() -> bool:
+        nonlocal turns_still, before
+        now = sum(entry.bytes_served for entry in models.models.journal.select(tag=tag))
+        turns_still = turns_still + 1 if now == before else 0
+        before = now
+        return now > 0 and turns_still >= 40
+
+    await eventually(still, what="the upstream is held back")
+    (entry,) = await models.journal.entries(tag=tag)
+    return entry
 
 
 async def test_a_client_that_never_reads_holds_its_upstream_back(gateway: Local, models: LocalModels) -> None:
@@ -239,14 +263,12 @@ async def test_a_client_that_never_reads_holds_its_upstream_back(gateway: Local,
     key, account = await gateway.account("cut")
     async with connection(gateway.url, receive_bytes=4096) as client:
         client.send(CHAT.request(key, CHAT.body("tag=deaf output=40 giant=50000000", stream=True)))
-        await eventually(lambda: gateway.worker.gateway.open, what="the call is open")
-        await eventually(lambda: upstream_is_held(gateway), what="the upstream is held back")
+        entry = await upstream_is_held_back(models, "deaf")
+        assert entry["end"] == "open" and entry["bytes_served"] < 20_000_000, "the kernel's own buffers"
         (exchange,) = gateway.worker.gateway.open
         (transport,) = gateway.connections()
-        unread = exchange.forwarded.reply._content._size  # type: ignore[attr-defined]
-        assert unread + transport.get_write_buffer_size() <= 256 * 1024
-        (entry,) = await models.journal.entries(tag="deaf")
-        assert entry["bytes_served"] < 20_000_000, "the kernel's own buffers, on both sides"
+        unread_bytes = exchange.forwarded.reply.unread_bytes  # type: ignore[attr-defined]
+        assert unread_bytes + transport.get_write_buffer_size() <= 256 * 1024
         client.reset()
     await at_rest(gateway, account.id)
     (row,) = await usage_rows(gateway, account.id)
@@ -270,8 +292,7 @@ async def test_a_slow_reader_is_not_an_idle_upstream(gateway: Local, models: Loc
     loop = asyncio.get_running_loop()
     async with connection(gateway.url, receive_bytes=4096) as client:
         client.send(CHAT.request(key, CHAT.body("tag=slow output=40 giant=30000000", stream=True)))
-        await eventually(lambda: gateway.worker.gateway.open, what="the call is open")
-        await eventually(lambda: upstream_is_held(gateway), what="the upstream is held back")
+        await upstream_is_held_back(models, "slow")
         patient_until_s = loop.time() + 0.35
         await eventually(lambda: loop.time() > patient_until_s, what="three idle times have passed")
         body = await client.rest()
