@@ -10,7 +10,7 @@ from typing import Literal
 
 from gateway.domain.plans import Catalog
 
-AMNESTY_MIN_MS = 6_000
+AMNESTY_MIN_MS = 30_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Settings:
     @property
     def amnesty_ms(self) -> int:
         """For how long no lease lapses after Redis was away or lost data: the usual lease, but never so short that the
-        second between two rounds of the reaper looks like an outage."""
+        pause between two rounds of the reaper and its successor looks like an outage."""
         return max(int(self.lease_s * 1000), AMNESTY_MIN_MS)
 
 
