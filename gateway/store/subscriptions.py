@@ -169,11 +169,35 @@ class Subscriptions:
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())
 
+    async def begun_ahead(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
+        """Accounts in a period that was granted ahead, whose turn nobody has noticed yet."""
+        query = (
+            select(subscriptions.c.account_id)
+            .where(
+                subscriptions.c.ended_at_ms == 0,
+                subscriptions.c.granted_until_ms > now_ms,
+                subscriptions.c.granted_until_ms > subscriptions.c.period_ends_at_ms,
+                subscriptions.c.period_ends_at_ms <= now_ms,
+            )
+            .order_by(subscriptions.c.granted_until_ms)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return tuple((await connection.execute(query)).scalars())
+
+    async def _notice(self, account_id: str, now_ms: int) -> None:
+        """A period that was granted ahead and has begun is the running one, whether or not somebody noticed."""
+        async with self._database.read() as connection:
+            row = await current(connection, account_id)
+        if row.period_ends_at_ms <= now_ms < row.granted_until_ms:
+            await self.turn(account_id, now_ms=now_ms)
+
     async def cancel(self, account_id: str, *, now_ms: int, actor: str = "system") -> Account:
         """Let the subscription end with its period; a next period's grants that were inserted ahead are taken back.
 
         Raises AccountNotFound, StoreUnavailable.
         """
+        await self._notice(account_id, now_ms)
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)
@@ -192,6 +216,7 @@ class Subscriptions:
         """
         if ends_at_ms <= now_ms:
             raise BadRequest("invalid_end", "The new end must be in the future.", param="ends_at")
+        await self._notice(account_id, now_ms)
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)

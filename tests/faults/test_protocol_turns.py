@@ -1,0 +1,56 @@
+"""A period that was granted ahead begins by itself; from then on it is the running one, whoever looks."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.domain.accounts import Account, SubscriptionStatus
+from tests.support.gateways import Local
+
+DAY_MS = 86_400_000
+
+
+async def begun(gateway: Local) -> tuple[Account, int, int]:
+    """An account a day after its second period began, which nobody noticed: (account, that period's end, now)."""
+    _, account = await gateway.account("drain")
+    end_ms = account.subscription.period_ends_at_ms
+    assert await gateway.worker.store.subscriptions.ahead(account.id, now_ms=end_ms - 1_000)
+    return account, end_ms + 30 * DAY_MS, end_ms + DAY_MS
+
+
+async def open_grants(gateway: Local, account: Account, at_ms: int) -> list[tuple[int, int]]:
+    found = await gateway.worker.store.grants.list(account.id, open_at_ms=at_ms)
+    return [(grant.number, grant.expires_at_ms) for grant in found]
+
+
+async def test_cancelling_lets_a_period_that_began_by_itself_run_to_its_end(gateway: Local) -> None:
+    account, end_ms, now_ms = await begun(gateway)
+    subscriptions = gateway.worker.store.subscriptions
+    cancelled = await subscriptions.cancel(account.id, now_ms=now_ms)
+    assert (cancelled.subscription.status, cancelled.subscription.period_ends_at_ms) == (
+        SubscriptionStatus.ACTIVE,
+        end_ms,
+    )
+    await subscriptions.turn(account.id, now_ms=now_ms)
+    assert await open_grants(gateway, account, end_ms - 1) == [(2, end_ms)]
+    await subscriptions.turn(account.id, now_ms=end_ms)
+    ended = await gateway.worker.store.accounts.by_ref(account.id)
+    assert ended is not None and ended.subscription.status is SubscriptionStatus.CANCELLED
+
+
+async def test_moving_the_end_of_a_period_that_began_by_itself_revives_no_ended_grant(gateway: Local) -> None:
+    account, _, now_ms = await begun(gateway)
+    moved_ms = now_ms + 5 * DAY_MS
+    await gateway.worker.store.subscriptions.extend(account.id, ends_at_ms=moved_ms, now_ms=now_ms)
+    assert await open_grants(gateway, account, now_ms) == [(2, moved_ms)]
+
+
+async def test_somebody_notices_a_period_that_began_by_itself(gateway: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its refusals would name the old period's end, and its warnings would not be told."""
+    account, end_ms, now_ms = await begun(gateway)
+    reaper = gateway.worker.reaper
+    monkeypatch.setattr(reaper, "_now_ms", lambda: now_ms)
+    await reaper._grant_ahead()
+    found = await gateway.worker.store.accounts.by_ref(account.id)
+    assert found is not None and found.subscription.period_ends_at_ms == end_ms
+    assert await open_grants(gateway, account, now_ms) == [(2, end_ms)]
