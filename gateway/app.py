@@ -103,7 +103,7 @@ async def build(
         now_ms=clock.now_ms,
     )
     stack.push_async_callback(store.close)
-    client = connect(redis_url)
+    client = connect(redis_url, on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason))
     stack.push_async_callback(client.close)
     partitions = await store.installed_partitions(now_ms=clock.now_ms())
     engine = Engine(
@@ -126,7 +126,7 @@ async def build(
         metrics=metrics,
     )
     worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
-    await quota.warm_up(partitions, reassert_wait_ms)
+    await quota.warm_up(reassert_wait_ms)
     for name, work in (("scribe", quota.scribe.run), ("holds", quota.holds.run), ("reaper", reaper.run)):
         start_background(stack, name, work)
     start_background(stack, "gauges", lambda: _gauges(worker))
@@ -187,6 +187,18 @@ async def _supervised(name: str, work: Callable[[], Awaitable[None]]) -> None:
         except Exception:
             log.exception("background work %s failed and is started again", name)
             await asyncio.sleep(RESTART_S)
+
+
+def _redis_changed(worker: Worker, address: str, up: bool, reason: str) -> None:
+    """One line per change; a Redis that is back is met again."""
+    quota = worker.gateway.quota
+    if not quota.has_met or worker.gateway.draining:
+        return
+    if up:
+        log.warning("Redis at %s answers again", address)
+        quota.meet()
+    else:
+        log.error("Redis at %s is away, calls are refused: %s", address, reason)
 
 
 async def _gauges(worker: Worker) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from limits.engine import Engine
@@ -30,11 +30,16 @@ class _Live:
     told_first_byte: bool = False
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 class Holds:
     """The registry and its beat."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.on_other_record: Callable[[], object] = _nothing
         self._live: dict[int, dict[str, _Live]] = {}
         self._records: dict[int, str] = {}
         self._stale: set[int] = set()
@@ -73,8 +78,10 @@ class Holds:
         """Every reply names the partition's record: another one means that Redis forgot, or is another Redis."""
         known = self._records.get(partition)
         self._records[partition] = record
-        if known is not None and known != record and partition in self._live:
-            self._stale.add(partition)
+        if known is not None and known != record:
+            if partition in self._live:
+                self._stale.add(partition)
+            self.on_other_record()
 
     async def settled(self, partition: int) -> None:
         """Wait until the partition's holds are re-asserted. Raises EngineUnavailable when Redis does not answer."""

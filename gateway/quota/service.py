@@ -81,22 +81,50 @@ class Quota:
         self._spawn = spawn
         self.clock = clock
         self._shapes = Shapes()
+        self.has_met = False  # the first meeting is over: from now on a change is news
+        self._meeting: object | None = None
+        self._meet_again = False
 
-    async def warm_up(self, partitions: int, reassert_wait_ms: int) -> None:
+    async def warm_up(self, reassert_wait_ms: int) -> None:
         """Meet every partition before the first call: in a new Redis each begins with its re-assertion wait.
 
         Answers when no partition waits any more; at once when Redis is away, for then calls must be refused anyway.
         """
         try:
-            states = await asyncio.gather(*(self._engine.renew(partition, ()) for partition in range(partitions)))
+            states = await self._meet_all()
         except EngineUnavailable:
-            return
-        wait_ms = 0
+            states = []
+        self.holds.on_other_record = self.meet
+        self.has_met = True
+        if states:
+            born_ms = max(created_at_ms(state.record) for state in states)
+            await asyncio.sleep(max(0, born_ms + reassert_wait_ms - states[0].server_ms) / 1000)
+
+    def meet(self) -> None:
+        """Redis is back, or has forgotten: meet every partition now, or its re-assertion wait would begin with its next
+        call, whenever that comes."""
+        self._meet_again = True
+        if self._meeting is None:
+            self._meeting = self._spawn(self._meet())
+
+    async def _meet(self) -> None:
+        try:
+            while self._meet_again:
+                self._meet_again = False
+                await self._meet_all()
+        except EngineUnavailable:
+            log.debug("Redis went away while it was met again")  # its next return is told, too
+        finally:
+            self._meeting = None
+
+    async def _meet_all(self) -> list[engine_model.PartitionState]:
+        """A beat for each partition, all in one write. Raises EngineUnavailable."""
+        partitions = range(self._engine.partitions)
+        states = await asyncio.gather(*(self._engine.renew(partition, ()) for partition in partitions))
         for partition, state in enumerate(states):
             self.holds.saw_record(partition, state.record)
-            wait_ms = max(wait_ms, created_at_ms(state.record) + reassert_wait_ms - state.server_ms)
-        self.clock.saw(states[0].server_ms)
-        await asyncio.sleep(wait_ms / 1000)
+        self.clock.saw(states[-1].server_ms)
+        return states
 
     async def admit(self, ask: Ask) -> Admission:
         """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
