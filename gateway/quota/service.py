@@ -148,8 +148,11 @@ class Quota:
                 caller, is_fresh = await ask.refresh(caller), True
                 continue
             situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
-            if not account.subscription.status.usable and not await self._changed(account):
-                raise inactive(situation)
+            if not account.subscription.status.usable:
+                if is_fresh or not await self._changed(account):
+                    raise inactive(situation)
+                caller, is_fresh = await ask.refresh(caller), True
+                continue
             if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
                 caller, is_fresh = await ask.refresh(caller), True
                 continue
@@ -167,6 +170,8 @@ class Quota:
                     await self.turner.load(account.id, ticket)
                 case engine_model.Turn(_, server_ms):
                     await self.turner.turn(account.id, server_ms)
+                case engine_model.Reauth(rev) if rev < account.rev:  # a change that Redis has not been told yet
+                    await self.turner.catch_up(account.id)
                 case engine_model.Reauth():
                     caller, work, clamped_to, is_fresh = await ask.refresh(caller), ask.work, None, True
                 case engine_model.Late(server_ms):

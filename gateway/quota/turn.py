@@ -57,6 +57,10 @@ class Turner:
         ticket = await self._engine.mark_stale(account_id, ticket=nonce())
         await self._load(account_id, ticket)
 
+    async def catch_up(self, account_id: str) -> None:
+        """A push by whoever finds Redis behind the database. Raises StoreUnavailable, EngineUnavailable."""
+        await self._once((account_id, "push"), lambda: self.push(account_id))
+
     async def deliver_pushes(self, *, limit: int = 100) -> int:
         """Deliver what is waiting in SQL; answers how many accounts."""
         waiting = await self._store.pushes(limit=limit)

@@ -1,0 +1,82 @@
+"""Between a change in SQL and its arrival in Redis: nobody is admitted who may not be, nobody refused who may."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from gateway.domain.accounts import Account
+from limits.model import Stale
+from tests.support.bills import STEPS, usage_rows
+from tests.support.calls import ANTHROPIC
+from tests.support.gateways import Local
+
+DAY_MS = 86_400_000
+
+
+async def call(gateway: Local, key: str) -> tuple[int, str]:
+    """(status, reason)."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(
+            gateway.url + ANTHROPIC.path, json=ANTHROPIC.body("output=3"), headers=ANTHROPIC.headers(key)
+        ) as answer,
+    ):
+        body = orjson.loads(await answer.read())
+        return answer.status, "" if answer.status == 200 else ANTHROPIC.error_code(body)
+
+
+async def expired_with_a_package(gateway: Local) -> tuple[str, Account]:
+    """A trial that ended yesterday, and a wallet with something in it."""
+    store = gateway.worker.store
+    now_ms = gateway.worker.gateway.quota.clock.now_ms()
+    key, account = await gateway.account("trial", ends_at_ms=now_ms - DAY_MS)
+    await store.grants.add(account.id, wallet="tokens", amount=9_000 * STEPS, now_ms=now_ms, source="package")
+    await store.subscriptions.turn(account.id, now_ms=now_ms)
+    return key, account
+
+
+@pytest.mark.parametrize("told", ["stale", "behind"])
+async def test_an_inactive_subscription_is_refused_though_redis_learns_of_it_only_meanwhile(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    """Another worker loads the account between our look at it and our reserve."""
+    key, account = await expired_with_a_package(gateway)
+    quota = gateway.worker.gateway.quota
+    await quota.turner.push(account.id)
+    assert await call(gateway, key) == (402, "trial_expired")
+    peek = quota._engine.peek
+
+    async def before_the_load(*args: Any, **options: Any) -> Any:
+        view = await peek(*args, **options)
+        assert not isinstance(view, Stale)
+        return Stale("a ticket") if told == "stale" else type(view)(view.rev - 1, *_rest(view))
+
+    monkeypatch.setattr(quota._engine, "peek", before_the_load)
+    assert await call(gateway, key) == (402, "trial_expired")
+    await gateway.settled()
+    assert not await usage_rows(gateway, account.id)
+
+
+def _rest(view: Any) -> tuple[Any, ...]:
+    return tuple(getattr(view, name) for name in view.__dataclass_fields__ if name != "rev")
+
+
+async def test_a_caller_newer_than_redis_is_served_before_the_push_is_delivered(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that asks the database first must not wait for whoever delivers pushes."""
+
+    async def nobody(*, limit: int = 100) -> int:
+        return 0
+
+    key, account = await gateway.account("pro")
+    monkeypatch.setattr(gateway.worker.gateway.quota.turner, "deliver_pushes", nobody)
+    assert await call(gateway, key) == (200, "")
+    now_ms = gateway.worker.gateway.quota.clock.now_ms()
+    await gateway.worker.store.grants.add(account.id, wallet="tokens", amount=STEPS, now_ms=now_ms)
+    gateway.worker.gateway.callers.clear()
+    assert await call(gateway, key) == (200, "")
