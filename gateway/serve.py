@@ -181,6 +181,8 @@ def _bound(place: Address) -> Iterator[socket.socket]:
 
 async def work(installation: Installation, redis_url: str, context: WorkerContext, adapt: Adapt) -> None:
     """One worker, until it is told to stop; then it drains."""
+    logs.configure(worker=context.slot)
+    asyncio.get_running_loop().set_exception_handler(logs.loop_failed)
     folder = app.metrics_folder(installation.data)
     async with AsyncExitStack() as stack:
         numbers = metrics.Metrics(folder, context.slot)
@@ -198,7 +200,7 @@ async def work(installation: Installation, redis_url: str, context: WorkerContex
             return []
 
         async def render() -> bytes:
-            return await asyncio.to_thread(metrics.render, folder)
+            return await asyncio.to_thread(metrics.render, folder, await app.read_at_scrape(worker))
 
         operator = Operator(
             token=lambda: worker.installation.config.settings.admin_token,
@@ -209,6 +211,8 @@ async def work(installation: Installation, redis_url: str, context: WorkerContex
         listeners = [await app.customers(worker, stack), await app.operators(operator, stack)]
         for runner, listener in zip(listeners, context.sockets, strict=True):
             await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        gc.collect()
+        gc.freeze()  # what lives as long as the worker is not looked through again
         await context.stop.wait()
         await app.finish(worker, listeners[:1])
 

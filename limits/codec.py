@@ -85,7 +85,16 @@ class _Values:
 
 
 def layout(demand: Demand) -> Layout:
-    """Pack a demand. Raises ValueError."""
+    """Pack a demand; done once per demand, since a hold's is needed again to settle it. Raises ValueError."""
+    known = demand.packed
+    if isinstance(known, Layout):
+        return known
+    packed = _layout(demand)
+    object.__setattr__(demand, "packed", packed)
+    return packed
+
+
+def _layout(demand: Demand) -> Layout:
     values = _Values()
     wallets = _count((item.wallet for item in demand.wallets), "wallets")
     budgets = _count((item.number for item in demand.budgets), "budgets")

@@ -13,7 +13,7 @@ Not here: HTTP, models, plans, SQL, and how any of this is laid out in Redis (``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 AMOUNT_MAX = 2**53 - 1
@@ -132,6 +132,7 @@ class Demand:
     budgets: tuple[BudgetDemand, ...] = ()
     windows: tuple[WindowDemand, ...] = ()
     concurrency: tuple[ConcurrencyDemand, ...] = ()
+    packed: object = field(default=None, init=False, compare=False, repr=False)  # ``codec``'s memory of its own work
 
 
 @dataclass(frozen=True, slots=True)
