@@ -37,6 +37,7 @@ from gateway.store.common import wall_clock_ms
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
 from limits.engine import Engine
+from limits.keys import leases_key
 from limits.model import AccountView, Stale
 from tests.support.bills import Balance, tokens_served
 from tests.support.gateways import PROVIDER_KEY, Served, config_text, served
@@ -47,6 +48,7 @@ T = TypeVar("T")
 SECRET = "0123456789abcdef" * 4
 STEPS = 1000  # of the tests' tokens
 MESSAGES = "/v1/messages"
+RECORD_SCORE = "-9000000000000000"  # of a partition's record whose amnesty ended long ago (limits/lua/prelude.lua)
 
 
 class Loop:
@@ -193,7 +195,7 @@ class Fleet:
         simulate: str = "",
         started: asyncio.Event | None = None,
     ) -> Answer:
-        """One Anthropic call under a tag of its own (its job, too). ``started`` is set at the first byte of the body."""
+        """One Anthropic call under a tag of its own (its job, too). ``started`` is set at the body's first byte."""
         tag = f"t{os.getpid()}-{next(self.numbers)}"
         headers = {"x-api-key": account.key, "anthropic-version": "2023-06-01", "Tollgate-Job": tag}
         if feature is not None:
@@ -221,9 +223,7 @@ class Fleet:
         return Answer(tag, status, at_s, headers_s, time.monotonic() - at_s, told, b"".join(pieces), whole)
 
     @contextlib.contextmanager
-    def calling(
-        self, account: Account, *, callers: int = 4, pause_s: float = 0.02, **options: Any
-    ) -> Iterator[Calls]:
+    def calling(self, account: Account, *, callers: int = 4, pause_s: float = 0.02, **options: Any) -> Iterator[Calls]:
         """Callers that call again and again until the block ends; the last answers are waited for."""
         calls = Calls()
 
@@ -340,8 +340,10 @@ class Fleet:
         rows = wait_until(settled, what=f"{len(entries)} answers are charged: {len(self.rows(account))} rows",
                           within_s=within_s)  # fmt: skip
         jobs = [row["job"] for row in rows]
-        assert sorted(jobs) == sorted(entries), f"lost {entries.keys() - set(jobs)}, without service "\
+        assert sorted(jobs) == sorted(entries), (
+            f"lost {entries.keys() - set(jobs)}, without service "
             f"{set(jobs) - entries.keys()}, of {len(rows)} rows and {len(entries)} answers"
+        )
         wrong = {
             row["job"]: (row["charged"], STEPS * tokens_served(entries[row["job"]]), row["basis"], row["end"])
             for row in rows
@@ -355,6 +357,20 @@ class Fleet:
         found: dict[str, Any] = self.server.cli("audit", check=False)
         assert (found["difference"], found["moving"]) == (0, 0), found
         return found
+
+    def end_amnesty(self) -> None:
+        """Make the partitions' records old: a new Redis lets no lease lapse for a while; a test has no such time."""
+
+        async def make_old(partition: int) -> None:
+            key = leases_key(partition)
+            await self.engine.renew(partition, ())
+            record = (await self.client.execute("ZRANGE", key, 0, 0, key=key))[0]
+            await self.client.execute("ZADD", key, RECORD_SCORE, record, key=key)
+
+        async def make_all_old() -> None:
+            await asyncio.gather(*(make_old(partition) for partition in range(self.engine.partitions)))
+
+        self.loop.run(make_all_old())
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a family's samples that carry these labels."""
@@ -420,7 +436,9 @@ def kill9(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, *, models: Simulator | None = None, config: str | None = None, **changes: Any) -> Iterator[Fleet]:
+def fleet(
+    folder: Path, *, models: Simulator | None = None, config: str | None = None, **changes: Any
+) -> Iterator[Fleet]:
     """Start an installation with two workers and wait until it is ready; everything ends with the block.
 
     ``changes`` as ``config_text`` (redis, database, plans, lease, …).
@@ -462,4 +480,5 @@ async def _open(
     client = connect(url, command_timeout_s=2.0)
     stack.callback(lambda: loop.run(client.close()))
     partitions = await store.installed_partitions(now_ms=wall_clock_ms())
-    return Fleet(server, models, loop, session, installation, store, client, Engine(client, partitions=partitions))
+    engine = Engine(client, partitions=partitions, amnesty_ms=installation.config.settings.amnesty_ms)
+    return Fleet(server, models, loop, session, installation, store, client, engine)

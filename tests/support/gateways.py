@@ -6,6 +6,7 @@ Both run against simulated models whose journal is the truth.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 from aiohttp import web
 
@@ -228,11 +229,12 @@ def served(
 def _ready(running: Served) -> bool:
     assert running.process.poll() is None, f"tollgate serve ended: {running.output()}"
 
-    async def ask() -> bool:
-        try:
-            async with aiohttp.ClientSession() as session, session.get(f"{running.url}/readyz") as answer:
-                return answer.status == 200
-        except aiohttp.ClientError:
-            return False
-
-    return asyncio.run(ask())
+    where = urlsplit(running.url)
+    connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=2)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
