@@ -12,6 +12,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from aiohttp import web
@@ -20,7 +21,7 @@ from gateway.billing.admin import Operator, admin_app
 from gateway.config.model import Config
 from gateway.domain.plans import Catalog
 from gateway.installation import Installation
-from gateway.metrics import Metrics
+from gateway.metrics import Labels, Metrics
 from gateway.providers.tokens import Counter
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.leg.client import HttpLeg
@@ -29,18 +30,21 @@ from gateway.proxy.routes import add_routes, drain, front
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
 from gateway.quota.clock import ServerClock
+from gateway.quota.drift import Drift
 from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
 from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
 from gateway.quota.states import States
+from gateway.quota.timed import TimedClient
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
 from gateway.store import migration
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
 from limits.engine import Engine
+from limits.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,8 @@ async def build(
         now_ms=clock.now_ms,
     )
     stack.push_async_callback(store.close)
-    client = connect(redis_url, on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason))
+    plain = connect(redis_url, on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason))
+    client = TimedClient(plain, metrics)
     stack.push_async_callback(client.close)
     partitions = await store.installed_partitions(now_ms=clock.now_ms())
     engine = Engine(
@@ -158,6 +163,8 @@ def _quota(
     reaper = Reaper(
         engine,
         seqs=store.writer,
+        drift=Drift(engine, store.sums, meters=lambda: catalog().meters, metrics=metrics),
+        accounts=store.accounts,
         periods=store.subscriptions,
         scribe=scribe,
         turner=turner,
@@ -202,13 +209,31 @@ def _redis_changed(worker: Worker, address: str, up: bool, reason: str) -> None:
 
 
 async def _gauges(worker: Worker) -> None:
-    """What is read off rather than counted."""
+    """Read them off again and again."""
+    worker.metrics.build_info.set((version("tollgate"),), 1)
     while True:
-        holds = worker.gateway.quota.holds
-        worker.metrics.holds_open.set((), len(holds))
-        worker.metrics.hold_age.set((), holds.oldest_age_s())
-        worker.metrics.redis_up.set((), int(worker.client.up))
+        read_gauges(worker)
         await asyncio.sleep(GAUGES_S)
+
+
+def read_gauges(worker: Worker) -> None:
+    """What is read off rather than counted."""
+    gateway, metrics = worker.gateway, worker.metrics
+    metrics.holds_open.set((), len(gateway.quota.holds))
+    metrics.hold_age.set((), gateway.quota.holds.oldest_age_s())
+    metrics.redis_up.set((), int(worker.client.up))
+    upstreams = [upstream.name for upstream in gateway.config.settings.upstreams.values() if upstream.on]
+    states = gateway.breakers.states(upstreams)
+    metrics.upstream_breaker.replace({(name,): int(state) for name, state in states.items()})
+
+
+async def read_at_scrape(worker: Worker) -> dict[str, dict[Labels, float]]:
+    """What only Redis knows, read when somebody asks for it; while Redis is away nothing is said of it."""
+    try:
+        async with asyncio.timeout(READY_TIMEOUT_S):
+            return {"tollgate_outbox_entries": {(): await worker.engine.outbox_entries()}}
+    except (EngineUnavailable, TimeoutError):
+        return {"tollgate_outbox_entries": {}}
 
 
 async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:

@@ -5,10 +5,12 @@ Rules
 2. What looks like a key is masked in the finished line, wherever it came from. That is the second line of defence; the
    first is not to log it.
 3. Logging never waits for its sink: lines queue up to a bound, then they are dropped and counted.
+4. What a task raises and nobody awaits is told once, by the same rules: asyncio's own words would repeat its values.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import queue
@@ -22,6 +24,8 @@ from types import TracebackType
 from typing import Any
 
 import orjson
+
+log = logging.getLogger(__name__)
 
 LINES_MAX = 10_000
 LINE_BYTES_MAX = 16 * 1024
@@ -159,6 +163,17 @@ class QueueingHandler(logging.Handler):
         deadline = time.monotonic() + FLUSH_S
         while os.getpid() == self._pid and self._written < self._accepted and time.monotonic() < deadline:
             time.sleep(0.001)
+
+
+def loop_failed(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """An event loop's exception handler. The context's message and objects hold values: only the exception is told."""
+    error = context.get("exception")
+    task = context.get("task") or context.get("future")
+    name = task.get_name() if isinstance(task, asyncio.Task) else None
+    if isinstance(error, BaseException):
+        log.error("something failed in the background", exc_info=error, extra={"task": name})
+    else:
+        log.error("the event loop complains: %s", context.get("message"), extra={"task": name})
 
 
 def configure(*, level: str = "INFO", descriptor: int = 2, **context: object) -> QueueingHandler:

@@ -200,13 +200,20 @@ class Engine:
         now, entries = await self.client.evalsha(script("outbox"), [keys.outbox_key(partition)], args)
         return [codec.decode_entry(entry_id, fields[1], int(now)) for entry_id, fields in entries]
 
-    async def sweep(self, partition: int, *, count: int) -> list[tuple[str, str]]:
-        """End the dead leases of up to ``count`` accounts; answers (account, hold id). Raises EngineUnavailable."""
+    async def outbox_entries(self) -> int:
+        """How many charges wait for SQL, in all partitions. Raises EngineUnavailable."""
+        outboxes = [keys.outbox_key(partition) for partition in range(self.partitions)]
+        return sum(await asyncio.gather(*(self.client.execute(b"XLEN", outbox, key=outbox) for outbox in outboxes)))
+
+    async def sweep(self, partition: int, *, count: int) -> list[tuple[str, str, bool]]:
+        """End the dead leases of up to ``count`` accounts; answers (account, hold id, whether it was charged).
+
+        Raises EngineUnavailable."""
         lease_keys = [keys.outbox_key(partition), keys.leases_key(partition)]
         due = await self.client.evalsha(script("sweep"), lease_keys, [self._policy, count])
         accounts = [name.decode() for name in due]
         lapsed = await asyncio.gather(*(self.lapse(account) for account in accounts))
-        return [(account, hold_id) for account, ended in zip(accounts, lapsed, strict=True) for hold_id, _ in ended]
+        return [(account, *end) for account, ended in zip(accounts, lapsed, strict=True) for end in ended]
 
     async def lapse(self, account: str, *, count: int = LAPSES_PER_CALL) -> list[tuple[str, bool]]:
         """End dead leases of an account; answers (hold id, whether it was charged). Raises EngineUnavailable."""

@@ -295,7 +295,7 @@ class Oracle:
             if entry > behind and entry[0] <= self.now_ms - older_than_ms
         ][:count]
 
-    async def sweep(self, partition: int, *, count: int) -> list[tuple[str, str]]:
+    async def sweep(self, partition: int, *, count: int) -> list[tuple[str, str, bool]]:
         place = self._place(partition)
         if self._amnesty(place, beating=True) > self.now_ms:
             return []
@@ -304,7 +304,7 @@ class Oracle:
             for name, account in self.accounts.items()
             if self.partition(name) == partition and 0 < account.due_ms <= self.now_ms
         )
-        return [(name, hold_id) for _, name in due[:count] for hold_id, _ in await self.lapse(name)]
+        return [(name, *ended) for _, name in due[:count] for ended in await self.lapse(name)]
 
     async def lapse(self, account: str, *, count: int = 64) -> list[tuple[str, bool]]:
         place = self._place(self.partition(account))

@@ -114,3 +114,13 @@ class AccountSnapshot:
     period_starts_at_ms: int
     grants: tuple[GrantState, ...]
     budgets: tuple[BudgetUse, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSums:
+    """What an account's charges up to ``seq`` sum to."""
+
+    seq: int
+    grants: dict[int, tuple[str, int]]  # number → wallet, used
+    meters: dict[int, str]  # of live budgets, by number
+    budgets: dict[tuple[int, int], int]  # (number, period's start) → used

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
 from gateway.domain.turns import Turned
 from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
+from gateway.quota.drift import Drift
 from gateway.quota.scribe import Scribe
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
@@ -31,12 +32,18 @@ ABANDONED_AFTER_MS = 5_000
 ENTRIES_AT_ONCE = 200
 LAPSES_AT_ONCE = 50
 ROUND_TICKS = 4  # each partition is looked at this often, in ticks
-SEQS_EVERY_TICKS = 5
+COMPARE_EVERY_TICKS = 5
+SEQS_AT_ONCE = 256
+ACCOUNTS_EVERY_TICKS = 30
 AHEAD_EVERY_TICKS = 60
 
 
 class SeqStore(Protocol):
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> Sequence[tuple[str, int]]: ...
+
+
+class AccountStore(Protocol):
+    async def counts(self) -> Mapping[tuple[str, str], int]: ...
 
 
 class AheadStore(Protocol):
@@ -57,6 +64,8 @@ class Reaper:
         engine: Engine,
         *,
         seqs: SeqStore,
+        drift: Drift,
+        accounts: AccountStore,
         periods: AheadStore,
         scribe: Scribe,
         turner: Turner,
@@ -67,6 +76,8 @@ class Reaper:
     ) -> None:
         self._engine = engine
         self._seqs = seqs
+        self._drift = drift
+        self._accounts = accounts
         self._periods = periods
         self._now_ms = now_ms
         self._scribe = scribe
@@ -76,7 +87,6 @@ class Reaper:
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
         self._ticks = 0
-        self._waiting = [0] * ROUND_TICKS
 
     async def run(self) -> None:
         """Tick until cancelled; an outage of Redis or SQL skips a tick."""
@@ -94,16 +104,23 @@ class Reaper:
         self._ticks += 1
         await self._turner.deliver_pushes()
         share = range(self._ticks % ROUND_TICKS, self._partitions, ROUND_TICKS)
-        self._waiting[self._ticks % ROUND_TICKS] = sum(
-            await asyncio.gather(*(self._tend(partition) for partition in share))
-        )
-        self._metrics.outbox_entries.set((), sum(self._waiting))
-        if self._ticks % SEQS_EVERY_TICKS == 0:
-            for account_id, seq in await self._seqs.last_seqs(older_than_ms=10_000, newer_than_ms=60_000):
-                await self._engine.sync_seq(account_id, seq)
+        await asyncio.gather(*(self._tend(partition) for partition in share))
+        if self._ticks % COMPARE_EVERY_TICKS == 0:
+            await self._compare()
+        if self._ticks % ACCOUNTS_EVERY_TICKS == 1:
+            counts = await self._accounts.counts()
+            self._metrics.accounts.replace({(plan, status): number for (plan, status), number in counts.items()})
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
             await self._versions.follow_all()
+
+    async def _compare(self) -> None:
+        """Redis beside SQL, for accounts that were charged lately: have all charges been counted, and rightly?"""
+        seqs = await self._seqs.last_seqs(older_than_ms=10_000, newer_than_ms=60_000)
+        for first in range(0, len(seqs), SEQS_AT_ONCE):
+            some = seqs[first : first + SEQS_AT_ONCE]
+            await asyncio.gather(*(self._engine.sync_seq(account_id, seq) for account_id, seq in some))
+        await self._drift.check([account_id for account_id, _ in seqs])
 
     async def _grant_ahead(self) -> None:
         """The next period's grants, up to a day early: a turn then survives an outage of the database, and is made up
@@ -117,16 +134,21 @@ class Reaper:
                 self._turner.count(turned)
                 await self._turner.push(account_id)
 
-    async def _tend(self, partition: int) -> int:
-        """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it."""
-        await self._engine.sweep(partition, count=LAPSES_AT_ONCE)
+    async def _tend(self, partition: int) -> None:
+        """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it.
+
+        A lapse that charges is counted when its charge comes out of the outbox: calls of its account lapse leases too.
+        """
+        for _, _, is_charged in await self._engine.sweep(partition, count=LAPSES_AT_ONCE):
+            if not is_charged:
+                self._metrics.holds_lapsed.add(("released",), 1)
         entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
         if entries:
             now_ms = self._now_ms()
             await self._scribe.write([row_of(entry, ended_at_ms=now_ms - entry.age_ms) for entry in entries])
-            for entry in entries:
-                self._metrics.holds_lapsed.add((entry.charge.state.value,), 1)
-        return len(entries)
+            lapses = sum(entry.charge.state is ChargeState.LAPSED for entry in entries)
+            if lapses:
+                self._metrics.holds_lapsed.add(("charged",), lapses)
 
 
 def row_of(entry: OutboxEntry, *, ended_at_ms: int) -> ChargeRow:

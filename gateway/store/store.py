@@ -21,6 +21,7 @@ from gateway.store.plans import Plans
 from gateway.store.schema import installation
 from gateway.store.state import State
 from gateway.store.subscriptions import Subscriptions
+from gateway.store.sums import Sums
 from gateway.store.usage import UsageLog
 from gateway.store.writer import Writer
 
@@ -40,6 +41,7 @@ class Store:
     subscriptions: Subscriptions
     grants: Grants
     state: State
+    sums: Sums
     writer: Writer
     usage: UsageLog
     ledger: Ledger
@@ -84,6 +86,7 @@ def open_store(
         subscriptions=subscriptions,
         grants=Grants(database),
         state=State(database, subscriptions, now_ms=now_ms),
+        sums=Sums(database),
         writer=Writer(database, now_ms=now_ms),
         usage=UsageLog(database),
         ledger=Ledger(database, accounts),
