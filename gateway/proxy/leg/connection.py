@@ -165,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stray_bytes += nbytes
         try:
             parser.feed_data(self._buffer[:nbytes])
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._drop(error)
             return
         if self._wrong is not None:
@@ -214,7 +214,7 @@ class Connection(asyncio.BufferedProtocol):
             return False
         try:
             waiting = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-        except OSError:
+        except (OSError, ValueError):
             return False
         unsent_bytes: int = struct.unpack("i", waiting)[0]
         return unsent_bytes + transport.get_write_buffer_size() >= self._asked_bytes  # TLS only adds to it

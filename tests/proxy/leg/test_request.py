@@ -1,0 +1,96 @@
+"""A request's bytes: one head, whatever a client put into it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.proxy.leg.request import Origin, spell
+
+URL = "https://api.example.com/v1/messages"
+
+
+def test_a_head_has_the_host_first_and_the_length_last() -> None:
+    origin, head = spell(URL, {"x-api-key": "sk-1", "content-type": "application/json"}, 17)
+    assert origin == Origin(True, "api.example.com", 443)
+    assert head == (
+        b"POST /v1/messages HTTP/1.1\r\nhost: api.example.com\r\nx-api-key: sk-1\r\n"
+        b"content-type: application/json\r\ncontent-length: 17\r\n\r\n"
+    )
+
+
+def test_a_body_is_json_unless_a_header_says_otherwise() -> None:
+    assert b"\r\ncontent-type: application/json\r\n" in spell(URL, {}, 2)[1]
+    assert spell(URL, {"content-type": "application/vnd.x+json"}, 2)[1].count(b"content-type") == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "origin", "line", "host"),
+    [
+        ("http://10.0.0.1/v1", Origin(False, "10.0.0.1", 80), "/v1", "10.0.0.1"),
+        ("http://h:80/v1", Origin(False, "h", 80), "/v1", "h"),
+        ("https://h:8443/v1", Origin(True, "h", 8443), "/v1", "h:8443"),
+        ("https://h:80/v1", Origin(True, "h", 80), "/v1", "h:80"),
+        ("http://[::1]:8080/v1", Origin(False, "::1", 8080), "/v1", "[::1]:8080"),
+        ("https://EXAMPLE.com/v1", Origin(True, "example.com", 443), "/v1", "example.com"),
+        ("https://bücher.example/v1", Origin(True, "xn--bcher-kva.example", 443), "/v1", "xn--bcher-kva.example"),
+        ("https://h", Origin(True, "h", 443), "/", "h"),
+        # A path and a query go as they are, but for what would not be a target any more.
+        ("https://h/a%20b//c;d", Origin(True, "h", 443), "/a%20b//c;d", "h"),
+        ("https://h/v1?beta=true&x=%zz?/:@", Origin(True, "h", 443), "/v1?beta=true&x=%zz?/:@", "h"),
+        ("https://h/v1?", Origin(True, "h", 443), "/v1?", "h"),
+        ("https://h/v1?a b#c", Origin(True, "h", 443), "/v1?a%20b%23c", "h"),
+        ("https://h/v1?é\udcff", Origin(True, "h", 443), "/v1?%C3%A9%FF", "h"),
+        ("https://h/v1?a HTTP/1.1\r\nX: y", Origin(True, "h", 443), "/v1?a%20HTTP/1.1%0D%0AX:%20y", "h"),
+    ],
+)
+def test_an_address_is_taken_apart(url: str, origin: Origin, line: str, host: str) -> None:
+    found, head = spell(url, {}, 0)
+    assert found == origin
+    assert head.startswith(f"POST {line} HTTP/1.1\r\nhost: {host}\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://h/", "h/v1", "", "http://", "https://user:pass@h/", "https://h/a#b", "http://h:99999/", "http://a b/", "http://[::1/"],
+)  # fmt: skip
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        spell(url, {}, 0)
+
+
+@pytest.mark.parametrize("value", ["a\r\nX: y", "a\n", "a\r", "\0", "a\x7f", "\x1b[0m", "\ud800"])
+def test_a_value_that_could_end_its_line_is_refused(value: str) -> None:
+    with pytest.raises(ValueError):
+        spell(URL, {"anthropic-x": value}, 0)
+
+
+@pytest.mark.parametrize("value", ["", "a\tb", "é", "日本", "\udce9", " a "])
+def test_any_other_value_passes_as_the_bytes_it_came_as(value: str) -> None:
+    assert (
+        b"\r\nanthropic-x: " + value.encode("utf-8", "surrogateescape") + b"\r\n"
+        in spell(URL, {"anthropic-x": value}, 0)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "a b", "a:", "a\r\nb", "é", "\0", "host", "Content-Length", "transfer-encoding", "connection", "expect", "te"],
+)
+def test_a_name_that_is_none_or_frames_the_request_is_refused(name: str) -> None:
+    with pytest.raises(ValueError):
+        spell(URL, {name: "1"}, 0)
+
+
+@given(query=st.text(), headers=st.dictionaries(st.text(), st.text()))
+def test_whatever_a_client_sends_a_head_has_one_line_for_each_header(query: str, headers: dict[str, str]) -> None:
+    try:
+        _, head = spell(f"{URL}?{query}", headers, 5)
+    except ValueError:
+        return
+    lines = head.split(b"\r\n")
+    assert lines[-2:] == [b"", b""]
+    assert len(lines) == 1 + 1 + len(headers) + ("content-type" not in headers) + 1 + 2
+    assert b"\n" not in b"".join(lines) and b"\r" not in b"".join(lines)
+    assert lines[0].count(b" ") == 2
