@@ -118,7 +118,8 @@ class Holds:
 
     async def _send(self, partition: int, due: Sequence[_Live]) -> None:
         for chunk in _chunks(due, HOLDS_PER_BEAT_MAX):
-            sent = [(live, live.hold) for live in chunk]
+            still = self._live.get(partition, {})  # some end while an earlier chunk is under way
+            sent = [(live, live.hold) for live in chunk if still.get(live.hold.hold_id) is live]
             state = await self._engine.renew(partition, [hold for _, hold in sent])
             now_s = time.monotonic()
             for live, hold in sent:

@@ -20,7 +20,7 @@ from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from limits import model as engine_model
 from limits.engine import Engine
-from limits.errors import EngineUnavailable
+from limits.errors import EngineUnavailable, LimitsError
 
 log = logging.getLogger(__name__)
 
@@ -125,17 +125,23 @@ class Scribe:
         return True
 
     async def _flush_confirms(self) -> bool:
-        """Confirms leave together; those unanswered stay, in order."""
-        while self._confirms:
-            batch = [self._confirms.popleft() for _ in range(min(CONFIRMS_AT_ONCE, len(self._confirms)))]
+        """Confirms leave together, each once; those unanswered stay, behind the others: a server that is away must not
+        keep the rest from theirs. What Redis rejects is dropped: its entry in the outbox tells of it again."""
+        waiting, answered = len(self._confirms), True
+        while waiting:
+            batch = [self._confirms.popleft() for _ in range(min(CONFIRMS_AT_ONCE, waiting))]
+            waiting -= len(batch)
             results = await asyncio.gather(*(self._engine.confirm(item) for item in batch), return_exceptions=True)
             failed = []
             for item, result in zip(batch, results, strict=True):
                 if isinstance(result, EngineUnavailable):
                     failed.append(item)
+                elif isinstance(result, LimitsError | ValueError):
+                    log.error("the charge of call %s cannot be confirmed", item.hold_id, exc_info=result)
                 elif isinstance(result, BaseException):
                     raise result
-            if failed:
-                self._confirms.extendleft(reversed(failed))
-                return False
-        return True
+            self._confirms.extend(failed)
+            answered = answered and not failed
+            if len(failed) == len(batch):
+                break
+        return answered

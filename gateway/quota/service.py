@@ -235,7 +235,9 @@ class Quota:
         """Settle or release. The charge is in memory before anything is awaited."""
         hold = self.holds.remove(admission.hold)
         if bill.released:
-            await self._until_answered(lambda: self._engine.release(hold))
+            released = await self._until_answered(lambda: self._engine.release(hold))
+            if not released and hold.first_byte:  # its lapse will charge: the database must know better
+                self.scribe.add(bill.row)
             return
         self.scribe.add(bill.row)
         charge = replace(bill.charge, payload=encode(bill.row))
@@ -246,14 +248,15 @@ class Quota:
         self.clock.saw(settled.server_ms)
         self.holds.saw_record(self._engine.partition(hold.account), settled.record)
 
-    async def _until_answered(self, send: Callable[[], Awaitable[None]]) -> None:
-        """Bounded by about the lease's length: past that the hold lapses by itself, uncharged."""
+    async def _until_answered(self, send: Callable[[], Awaitable[None]]) -> bool:
+        """Bounded by about the lease's length: past that the hold lapses by itself. Whether Redis answered."""
         for _ in range(RELEASE_TRIES):
             try:
                 await send()
-                return
+                return True
             except EngineUnavailable:
                 await asyncio.sleep(RELEASE_RETRY_S)
+        return False
 
 
 def created_at_ms(record: str) -> int:

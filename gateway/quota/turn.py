@@ -9,6 +9,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
@@ -18,6 +19,9 @@ from gateway.domain.turns import Turned
 from gateway.metrics import Metrics
 from gateway.quota.translate import snapshot_of
 from limits.engine import Engine
+from limits.errors import LimitsError
+
+log = logging.getLogger(__name__)
 
 
 class StateStore(Protocol):
@@ -66,9 +70,12 @@ class Turner:
         waiting = await self._store.pushes(limit=limit)
         accounts = list(dict.fromkeys(account_id for _, account_id in waiting))
         for account_id in accounts:
-            ticket = await self._engine.mark_stale(account_id, ticket=nonce())
-            await self._store.delete_pushes([push_id for push_id, owner in waiting if owner == account_id])
-            await self._load(account_id, ticket)
+            try:
+                ticket = await self._engine.mark_stale(account_id, ticket=nonce())
+                await self._store.delete_pushes([push_id for push_id, owner in waiting if owner == account_id])
+                await self._load(account_id, ticket)
+            except LimitsError as error:  # where it lies is away, or it cannot be loaded: the others do not wait for it
+                log.warning("what changed of account %s has not reached Redis: %s", account_id, error)
         return len(accounts)
 
     async def _load(self, account_id: str, ticket: str) -> bool:

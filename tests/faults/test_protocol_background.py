@@ -1,0 +1,158 @@
+"""What works in the background goes on for the others when one account, one hold or one server cannot be served."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.domain.charges import Committed
+from gateway.metrics import Metrics
+from gateway.quota import service
+from gateway.quota.admission import Admission
+from gateway.quota.holds import HOLDS_PER_BEAT_MAX, Holds
+from gateway.quota.reaper import row_of
+from gateway.quota.scribe import CONFIRMS_AT_ONCE, Scribe
+from gateway.quota.turn import Turner
+from limits.errors import EngineUnavailable, ScriptRejected
+from limits.model import Confirm, Demand, Hold, PartitionState
+from tests.support.bills import assert_settled_to, usage_rows
+from tests.support.calls import ANTHROPIC
+from tests.support.gateways import Local
+
+AWAY = EngineUnavailable("this master is away", sent=False)
+
+
+class Engine:
+    """Records what reaches Redis; some accounts' server is away, some are rejected."""
+
+    def __init__(self) -> None:
+        self.reached: list[str] = []
+        self.failing: dict[str, Exception] = {}
+        self.beats: list[list[str]] = []
+        self.beating = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    def partition(self, account: str) -> int:
+        return 0
+
+    def _reach(self, account: str) -> None:
+        if account in self.failing:
+            raise self.failing[account]
+        self.reached.append(account)
+
+    async def confirm(self, confirm: Confirm) -> None:
+        self._reach(confirm.account)
+
+    async def mark_stale(self, account: str, *, ticket: str) -> str:
+        self._reach(account)
+        return ticket
+
+    async def renew(self, partition: int, holds: Sequence[Hold]) -> PartitionState:
+        self.beats.append([hold.hold_id for hold in holds])
+        self.beating.set()
+        await self.go_on.wait()
+        return PartitionState("a record", 0, 0)
+
+
+class Store:
+    """A database that has committed everything, with pushes for two accounts."""
+
+    def __init__(self) -> None:
+        self.waiting = [(1, "away"), (2, "here")]
+
+    async def commit(self, rows: Sequence[Any]) -> list[Committed]:
+        return [Committed(account, f"hold-{index}", "settled", ()) for index, account in enumerate(rows)]
+
+    async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]:
+        return self.waiting
+
+    async def delete_pushes(self, ids: Sequence[int]) -> None:
+        self.waiting = [push for push in self.waiting if push[0] not in ids]
+
+
+@pytest.mark.parametrize(
+    "failure", [AWAY, ScriptRejected("no"), ValueError("no")], ids=lambda failure: type(failure).__name__
+)
+async def test_confirms_that_fail_keep_no_others_from_redis(failure: Exception) -> None:
+    engine, store = Engine(), Store()
+    engine.failing["away"] = failure
+    scribe = Scribe(store, engine, Metrics(None))  # type: ignore[arg-type]
+    await scribe.write(["away"] * (CONFIRMS_AT_ONCE + 1) + ["here"])  # type: ignore[arg-type]
+    stays = failure is AWAY
+    for _ in range(2):
+        assert await scribe._flush_confirms() is not stays
+    assert engine.reached == ["here"]
+    assert scribe.kept == (CONFIRMS_AT_ONCE + 1 if stays else 0)
+    engine.failing.clear()
+    assert await scribe._flush_confirms() and scribe.kept == 0
+
+
+async def test_a_push_that_cannot_be_delivered_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revoked key of an account on a healthy server counts at once, whatever else is away."""
+    engine, store, loaded = Engine(), Store(), list[str]()
+    engine.failing["away"] = AWAY
+    turner = Turner(engine, store, Metrics(None))  # type: ignore[arg-type]
+
+    async def load(account_id: str, ticket: str) -> bool:
+        loaded.append(account_id)
+        return True
+
+    monkeypatch.setattr(turner, "_load", load)
+    await turner.deliver_pushes()
+    assert loaded == engine.reached == ["here"]
+    assert store.waiting == [(1, "away")]
+
+
+async def test_a_hold_that_ends_while_others_are_re_asserted_is_not_opened_again() -> None:
+    engine = Engine()
+    holds = Holds(engine)  # type: ignore[arg-type]
+    every = [Hold("acme", f"hold-{n}", 1, 0, 60_000, (), Demand(), (), b"") for n in range(HOLDS_PER_BEAT_MAX + 2)]
+    for hold in every:
+        holds.add(hold)
+        holds.first_byte(hold)
+    beat = asyncio.create_task(holds.beat())
+    await engine.beating.wait()
+    holds.remove(every[-1])
+    engine.go_on.set()
+    await beat
+    assert [len(sent) for sent in engine.beats] == [HOLDS_PER_BEAT_MAX, 1]
+    assert every[-1].hold_id not in engine.beats[1]
+
+
+async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_lost(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first byte was told, so its hold's lapse would charge: the database knows better."""
+    key, account = await gateway.account("drain")
+    quota = gateway.worker.gateway.quota
+    engine, end = quota._engine, quota.end
+    partition = engine.partition(account.id)
+
+    async def after_a_beat(admission: Admission, bill: Any) -> None:
+        assert bill.released
+        await engine.renew(partition, [replace(admission.hold, first_byte=True)])
+        await end(admission, bill)
+
+    async def lost(hold: Hold) -> None:
+        raise EngineUnavailable("no answer", sent=True)
+
+    monkeypatch.setattr(quota, "end", after_a_beat)
+    monkeypatch.setattr(engine, "release", lost)
+    monkeypatch.setattr(service, "RELEASE_RETRY_S", 0)
+    request = {"json": ANTHROPIC.body("reset=headers", stream=True), "headers": ANTHROPIC.headers(key)}
+    async with aiohttp.ClientSession() as session, session.post(gateway.url + ANTHROPIC.path, **request) as answer:
+        await answer.read()
+    await gateway.settled()
+    for offset_ms in range(15_000, 180_000, 15_000):  # beats all along, so that nobody is given more time
+        engine.set_clock(offset_ms=offset_ms)
+        await engine.renew(partition, ())
+    await engine.lapse(account.id)
+    entries = await engine.outbox(partition, older_than_ms=0, count=10)
+    await quota.scribe.write([row_of(entry, ended_at_ms=quota.clock.now_ms()) for entry in entries])
+    await assert_settled_to(gateway, account.id, 0)
+    assert [row["charged"] for row in await usage_rows(gateway, account.id)] == [0]
