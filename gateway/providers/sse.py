@@ -39,6 +39,7 @@ TEXT_BYTES_MAX = 16_384
 HELD_BYTES_MAX = 16_384
 EVENT_BYTES_MAX = 262_144  # a larger event is not parsed as a whole: its end is searched through a window
 WINDOW_BYTES = 32_768
+_HEAD_BYTES = 512
 _OPAQUE_BYTES_PER_TOKEN = 4  # text inside a giant event, which is not decoded
 
 WHOLE = (b"\n\n", b"\r\n\r\n")
@@ -202,7 +203,7 @@ class StreamScanner:
         """Keep of a giant event its head and a window before its end."""
         if not self._is_giant:
             self._is_giant = True
-            self._head = bytes(self._held[:512])
+            self._head = bytes(self._held[:_HEAD_BYTES])
         excess = len(self._held) - WINDOW_BYTES
         if excess > WINDOW_BYTES:
             del self._held[:excess]
@@ -291,17 +292,27 @@ class StreamScanner:
         counted = self._tokens
         if self._text:
             counted += count_text(unescaped(self._text), self._family.encoding)
-        return self._family.scale(counted) + self._opaque_bytes // _OPAQUE_BYTES_PER_TOKEN
+        opaque_bytes = self._opaque_bytes
+        if self._given and self._is_output(self._opening()):
+            opaque_bytes += len(self._held)
+        return self._family.scale(counted) + opaque_bytes // _OPAQUE_BYTES_PER_TOKEN
 
     def _counted_basis(self, output_tokens: int) -> Basis:
         """Counted, unless nothing could be seen or a part was too large to be decoded."""
-        return Basis.ESTIMATED if self._opaque_bytes or not output_tokens else Basis.COUNTED
+        return Basis.ESTIMATED if self._opaque_bytes or self._given or not output_tokens else Basis.COUNTED
+
+    def _opening(self) -> bytes:
+        """The first bytes of the event that is not whole yet."""
+        return self._head if self._is_giant else bytes(self._held[:_HEAD_BYTES])
 
     def outcome(self) -> Outcome:
         """What is known now about the usage."""
         self._digest()
         if self._held and not self._is_giant:
             self._peek(bytes(self._held))
+        if self._given and not self.served:  # the client has a part of the first event
+            opening = self._opening()
+            self.served = any(needle in opening for needle in self.SERVED)
         return self._outcome()
 
     def _peek(self, part: bytes) -> None:

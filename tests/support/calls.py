@@ -18,6 +18,7 @@ class Dialect:
     path: str
     model: str
     bound: str  # the field of the output bound
+    dialect: str  # of the upstreams that serve it
 
     def __str__(self) -> str:
         return self.name
@@ -57,9 +58,9 @@ class Dialect:
         return str(error["tollgate"]["reason"])
 
 
-ANTHROPIC = Dialect("anthropic", "/v1/messages", CLAUDE, "max_tokens")
-CHAT = Dialect("openai_chat", "/v1/chat/completions", GPT, "max_completion_tokens")
-RESPONSES = Dialect("openai_responses", "/v1/responses", GPT, "max_output_tokens")
+ANTHROPIC = Dialect("anthropic", "/v1/messages", CLAUDE, "max_tokens", "anthropic")
+CHAT = Dialect("openai_chat", "/v1/chat/completions", GPT, "max_completion_tokens", "openai")
+RESPONSES = Dialect("openai_responses", "/v1/responses", GPT, "max_output_tokens", "openai")
 DIALECTS = (ANTHROPIC, CHAT, RESPONSES)
 
 

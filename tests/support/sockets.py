@@ -87,6 +87,11 @@ class Client:
                 pass
         return bytes(answer.body)
 
+    def forget(self) -> None:
+        """Drop what was read of the body: it may be large."""
+        assert self.answer is not None
+        self.answer.body.clear()
+
     async def closed(self, within_s: float = WITHIN_S) -> bytes:
         """Wait until the server closes; what it sent until then."""
         async with asyncio.timeout(within_s):
@@ -97,9 +102,14 @@ class Client:
 
     def reset(self) -> None:
         """Leave with a RST, whatever is on its way."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
+        reset_writer(self.writer)
+
+
+def reset_writer(writer: asyncio.StreamWriter) -> None:
+    """Close with a RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 @asynccontextmanager
