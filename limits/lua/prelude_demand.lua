@@ -188,6 +188,9 @@ local function check_scopes(tail, flags, scopes, base, values, amounts, limits, 
     end
     vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
   end
+  if place ~= #limits then -- the last of them is where unpack stopped
+    reject('the limits do not fit the slots')
+  end
 end
 
 -- Check a whole demand; vals holds its fields after base, in the tail's order. A repeat asks for nothing, only to see.
@@ -204,6 +207,9 @@ local function check_demand(tail, packed_limits, base, repeated)
     lowest = struct.unpack('<I2', thresholds)
   end
   local plain = (#packed_limits - budgets - scopes) / 8
+  if plain % 1 > 0 then
+    reject('the limits do not fit the slots')
+  end
   local limits = {struct.unpack('<' .. string.rep('I8', plain), packed_limits)}
   for wallet = 1, wallets do
     local amount = string.byte(tail, counts + 4 + 2 * wallet)
