@@ -86,7 +86,7 @@ def test_a_worker_killed_among_many_streams_costs_nobody_else_anything(running: 
     assert balance.counted == sum(row["charged"] for row in rows.values())
     assert running.metric("tollgate_requests_total") >= requests + len(whole), "the dead worker's counts are kept"
     assert running.metric("tollgate_streams_open") == 0 == running.metric("tollgate_holds_open")
-    assert running.metric("tollgate_holds_lapsed_total", outcome="lapsed") == len(cut)
+    assert running.metric("tollgate_holds_lapsed_total", outcome="charged") == len(cut)
     running.assert_audit_finds_nothing()
     assert respawned_s < RESPAWN_S
 
