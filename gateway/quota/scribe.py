@@ -87,6 +87,8 @@ class Scribe:
 
     async def run(self) -> None:
         """Write and confirm until cancelled; never loses what is in memory to an exception of a dependency."""
+        if self.kept:  # started again after a failure
+            self._work.set()
         while True:
             await self._work.wait()
             self._work.clear()

@@ -161,6 +161,8 @@ class Quota:
                 case engine_model.Reserved():
                     self.holds.add(reply.hold)
                     return Admission(reply.hold, caller, ask.catalog, plan, work, ask.facts, reply, clamped_to)
+                case engine_model.Refused(resets_at_ms=ended_ms, server_ms=server_ms) if 0 < ended_ms <= server_ms:
+                    self.clock.saw(server_ms)  # our clock was behind: the budget's period that we asked about is over
                 case engine_model.Refused():
                     lowered = _lower(work, reply, plan, ask)
                     if isinstance(lowered, engine_model.Refused):

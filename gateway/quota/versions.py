@@ -81,7 +81,7 @@ class Versions:
 
     async def _advance(self, account_id: str) -> bool:
         view = await self._states.view(account_id, tuple(self._catalog().meters))
-        held = {grant.number: grant.held for _, grants in view.wallets for grant in grants if grant.held}
+        held = {grant.number: grant.held + grant.pending for _, grants in view.wallets for grant in grants}
         if not await self._plans.advance(account_id, now_ms=self._clock.now_ms(), held=held):
             return False
         await self._states.deliver(account_id)
