@@ -44,7 +44,8 @@ def _plan(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.hold == "learned":
         yield "hold", "worst_case: learned is not supported yet"
     if plan.on_exhausted == "error":
-        yield "on_exhausted", "stop: with worst-case holds no stream is ended by the quota, so error is not supported yet"
+        because = "with worst-case holds no stream is ended by the quota, so error is not supported yet"
+        yield "on_exhausted", f"stop: {because}"
     if plan.outage == "lease":
         yield "outage", "closed: lease is not supported yet"
     if plan.debt == "carry":

@@ -160,7 +160,7 @@ async def _lock(running: Fleet) -> Lock:
 
 
 def test_a_worker_that_stood_still_longer_than_its_lease_charges_its_streams_once(running: Fleet) -> None:
-    """SIGSTOP past the lease: its holds lapse with an estimate, its live calls reopen them; the bill is the real use."""
+    """SIGSTOP past the lease: its holds lapse with an estimate, live calls reopen them; the bill is the real use."""
     account, before = running.account("pro"), running.last_entry()
     streams = running.streams(account, 6, output=40, delay_ms=50, max_tokens=40)
     wait_until(lambda: _told(running, account) == 6, what="all first bytes are told")
