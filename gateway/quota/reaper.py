@@ -104,7 +104,7 @@ class Reaper:
         self._ticks += 1
         await self._turner.deliver_pushes()
         share = range(self._ticks % ROUND_TICKS, self._partitions, ROUND_TICKS)
-        await asyncio.gather(*(self._tend(partition) for partition in share))
+        tended = await asyncio.gather(*(self._tend(partition) for partition in share), return_exceptions=True)
         if self._ticks % COMPARE_EVERY_TICKS == 0:
             await self._compare()
         if self._ticks % ACCOUNTS_EVERY_TICKS == 1:
@@ -113,6 +113,9 @@ class Reaper:
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
             await self._versions.follow_all()
+        for failure in tended:  # of one partition, and no reason to leave the rest undone
+            if failure is not None:
+                raise failure
 
     async def _compare(self) -> None:
         """Redis beside SQL, for accounts that were charged lately: have all charges been counted, and rightly?"""
@@ -139,16 +142,27 @@ class Reaper:
 
         A lapse that charges is counted when its charge comes out of the outbox: calls of its account lapse leases too.
         """
-        for _, _, is_charged in await self._engine.sweep(partition, count=LAPSES_AT_ONCE):
-            if not is_charged:
-                self._metrics.holds_lapsed.add(("released",), 1)
         entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
         if entries:
             now_ms = self._now_ms()
-            await self._scribe.write([row_of(entry, ended_at_ms=now_ms - entry.age_ms) for entry in entries])
+            await self._scribe.write(_rows(entries, now_ms))
             lapses = sum(entry.charge.state is ChargeState.LAPSED for entry in entries)
             if lapses:
                 self._metrics.holds_lapsed.add(("charged",), lapses)
+        for _, _, is_charged in await self._engine.sweep(partition, count=LAPSES_AT_ONCE):
+            if not is_charged:
+                self._metrics.holds_lapsed.add(("released",), 1)
+
+
+def _rows(entries: Sequence[OutboxEntry], now_ms: int) -> list[ChargeRow]:
+    """Those that can be read; what a newer release wrote waits for one."""
+    rows = []
+    for entry in entries:
+        try:
+            rows.append(row_of(entry, ended_at_ms=now_ms - entry.age_ms))
+        except ValueError as error:
+            log.error("the charge of call %s in the outbox cannot be read: %s", entry.charge.hold_id, error)
+    return rows
 
 
 def row_of(entry: OutboxEntry, *, ended_at_ms: int) -> ChargeRow:

@@ -65,6 +65,7 @@ class Grants:
             account = await lock_account(connection, account_id)
             made = await insert_grants(connection, account, (grant,), now_ms=now_ms, reason=reason)
             if made:
+                await _check_room(connection, account_id, wallet, max(now_ms, grant.starts_at_ms))
                 await changed(connection, account_id, "grant", now_ms)
                 detail = {
                     "number": made[0].number,
@@ -100,6 +101,7 @@ class Grants:
                 source = "adjustment"
                 new = NewGrant(new_id(), wallet, amount, source, PRIORITY[source], now_ms, expires_at_ms)
                 await insert_grants(connection, account, (new,), now_ms=now_ms, reason=reason)
+                await _check_room(connection, account_id, wallet, now_ms)
                 moved = amount
             else:
                 open_ = await open_grants(connection, account_id, now_ms, wallet=wallet)
@@ -278,6 +280,12 @@ def entry_values(account_id: str, entries: Iterable[Entry], *, now_ms: int, reas
 async def _by_key(connection: AsyncConnection, account_id: str, key: str) -> GrantState:
     found = await connection.execute(select(grants).where(grants.c.account_id == account_id, grants.c.key == key))
     return grant_of(found.one())
+
+
+async def _check_room(connection: AsyncConnection, account_id: str, wallet: str, at_ms: int) -> None:
+    """What is open at a time adds up to a number that the engine can say: it would refuse the whole account."""
+    if sum(grant.amount for grant in await open_grants(connection, account_id, at_ms, wallet=wallet)) > AMOUNT_MAX:
+        raise BadRequest("invalid_amount", "The wallet would have more than 2^53 steps.", param="amount")
 
 
 def _check_amount(amount: int) -> None:

@@ -9,17 +9,19 @@ from typing import Any
 
 import aiohttp
 import pytest
+from uuid_utils import uuid7
 
-from gateway.domain.charges import Committed
+from gateway.domain.charges import Committed, encode
 from gateway.metrics import Metrics
 from gateway.quota import service
 from gateway.quota.admission import Admission
 from gateway.quota.holds import HOLDS_PER_BEAT_MAX, Holds
-from gateway.quota.reaper import row_of
+from gateway.quota.reaper import COMPARE_EVERY_TICKS, row_of
 from gateway.quota.scribe import CONFIRMS_AT_ONCE, Scribe
 from gateway.quota.turn import Turner
 from limits.errors import EngineUnavailable, ScriptRejected
-from limits.model import Confirm, Demand, Hold, PartitionState
+from limits.model import Charge, ChargeState, Confirm, Demand, Hold, PartitionState, Take
+from tests.support import stores
 from tests.support.bills import assert_settled_to, usage_rows
 from tests.support.calls import ANTHROPIC
 from tests.support.gateways import Local
@@ -156,3 +158,39 @@ async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_los
     await quota.scribe.write([row_of(entry, ended_at_ms=quota.clock.now_ms()) for entry in entries])
     await assert_settled_to(gateway, account.id, 0)
     assert [row["charged"] for row in await usage_rows(gateway, account.id)] == [0]
+
+
+async def test_a_charge_that_cannot_be_read_or_a_partition_that_fails_keeps_no_other_from_its_end(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry of a newer release lies before a good one whose worker died; a lapse in the same partition fails."""
+    _, account = await gateway.account("drain")
+    quota, reaper = gateway.worker.gateway.quota, gateway.worker.reaper
+    engine = quota._engine
+    await quota.turner.push(account.id)
+    row = stores.charge(account.id, (1, 70))
+    unread, good = str(uuid7()), row.hold_id
+    for hold_id, payload in ((unread, b"\x63 of a newer release"), (good, encode(row))):
+        hold = Hold(account.id, hold_id, 1, 0, 60_000, (), Demand(), (), b"")
+        charge = Charge(account.id, hold_id, ChargeState.SETTLED, (Take("tokens", 1, 70),), (), payload)
+        await engine.settle(hold, charge)
+
+    async def failing(partition: int, *, count: int) -> Any:
+        raise ScriptRejected("a hold that nobody can read")
+
+    compared = asyncio.Event()
+
+    async def compare() -> None:
+        compared.set()
+
+    monkeypatch.setattr(engine, "sweep", failing)
+    monkeypatch.setattr(reaper, "_compare", compare)
+    engine.set_clock(offset_ms=6_000)
+    for _ in range(COMPARE_EVERY_TICKS):
+        with pytest.raises(ScriptRejected):
+            await reaper.tick()
+    assert compared.is_set()
+    await quota.scribe.drained()
+    assert [row["hold_id"] for row in await usage_rows(gateway, account.id)] == [good]
+    (left,) = await engine.outbox(engine.partition(account.id), older_than_ms=0, count=10)
+    assert left.charge.hold_id == unread

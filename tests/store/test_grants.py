@@ -37,6 +37,21 @@ async def test_an_amount_that_is_none_is_refused(store: Store, amount: int) -> N
         await store.grants.add(account.id, wallet="tokens", amount=amount, now_ms=NOW_MS)
 
 
+async def test_a_wallet_never_has_more_than_the_engine_can_say(store: Store) -> None:
+    """It would refuse the whole account."""
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    rest = 2**53 - 1 - 6_000_000
+    with pytest.raises(BadRequest):
+        await store.grants.add(account.id, wallet="tokens", amount=rest + 1, now_ms=NOW_MS)
+    with pytest.raises(BadRequest):
+        await store.grants.adjust(account.id, wallet="tokens", amount=rest + 1, now_ms=NOW_MS)
+    await store.grants.add(account.id, wallet="tokens", amount=rest, now_ms=NOW_MS)
+    later_ms = account.subscription.period_ends_at_ms
+    await store.grants.add(account.id, wallet="tokens", amount=6_000_000, now_ms=NOW_MS, starts_at_ms=later_ms)
+    assert len(await store.grants.list(account.id)) == 3
+    await _no_differences(store)
+
+
 async def test_raising_adds_a_grant_and_lowering_takes_what_is_left(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
     await store.writer.commit([charge(account, (1, 400_000))])
