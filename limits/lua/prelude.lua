@@ -49,7 +49,6 @@ local OFFSET_MS, STILL_MS, WAIT_MS, AMNESTY_MS, OUTBOX_AGE_MS, OUTBOX_MAX = stru
 local now -- ms
 local names, vals, dirty -- fields of the account in use: their names, their values (false = absent), which ones changed
 local buckets -- those of them that hold budgets, unpacked: flat tables of five values a period
-local seek -- where the next period is looked for first
 
 -- Stop before anything is written: the caller broke the contract.
 local function reject(what)

@@ -58,21 +58,22 @@ local function check_warnings(index, wallet, spent)
 end
 
 -- Take an amount from a wallet's open grants in burn order, from the cursor on. Answers the cursor's new place, and the
--- field behind its sums. A hold of nothing names the first open grant, for what the call may cost above it. Of very many
--- grants the last one that fits into the hold bears the rest, as it would bear an overrun.
-local function take_grants(packed, wallet, amount, cursor)
-  local at, from, body, left = amount > 0 and 54 * cursor - 1 or 53, 53, '', amount
+-- field from a position on. A hold of nothing names the first open grant, for what the call may cost above it. Of very
+-- many grants the last one that fits into the hold bears the rest, as it would bear an overrun.
+local function take_grants(packed, wallet, amount, cursor, from)
+  local at, body, left = amount > 0 and 54 * cursor - 1 or 53, '', amount
   while at < #packed do
     local number, granted, counted, pending, on_hold, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', packed, at + 2)
     local free = granted - counted - pending - on_hold
     if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
-      local part = (free < left and takes < TAKES_MAX - 1) and free or left
-      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', amount > 0 and part or 0, wallet)
-      body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', amount > 0 and on_hold + part or on_hold)
-      from, left = at + 38, left - part
-      if left <= 0 or amount == 0 then
-        return amount > 0 and (at + 1) / 54 or cursor, body .. string.sub(packed, from)
+      if free >= left or amount == 0 or takes >= TAKES_MAX - 1 then
+        takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', left, wallet)
+        return amount > 0 and (at + 1) / 54 or cursor,
+          body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', on_hold + left) .. string.sub(packed, at + 38)
       end
+      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', free, wallet)
+      body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', on_hold + free)
+      from, left = at + 38, left - free
     end
     at = at + 54
   end
@@ -82,7 +83,11 @@ end
 -- One wallet: what is open, whether the amount fits, and which grants it comes from.
 local function check_wallet(index, wallet, amount, minimum)
   local packed = vals[index] or EMPTY_WALLET
-  local capacity, resets, posted, held, cursor, from, till = sums_of(packed)
+  local from, till, capacity, resets, posted, held, cursor = struct.unpack(SUMS, packed, 9)
+  local summed = now >= from and now < till
+  if not summed then
+    capacity, resets, posted, held, cursor, from, till = sums_of(packed)
+  end
   local available, need = capacity - posted - held, amount > minimum and amount or minimum
   if lowest and posted > 0 and capacity > 0 and posted * 1001 >= lowest * capacity then
     check_warnings(index, wallet, permille(posted, capacity))
@@ -97,29 +102,34 @@ local function check_wallet(index, wallet, amount, minimum)
     local verdict = need > capacity - posted and LASTING or HELD
     verdict = (amount > capacity and capacity > 0) and TOO_LARGE or verdict
     refuse(verdict, 'w', wallet, 0, capacity, posted, held, need, available, resets)
-    return
+  elseif vals[index] then
+    local body
+    if summed then -- the usual way: only held and the cursor change in front of the grants
+      cursor, body = take_grants(packed, wallet, amount, cursor, 53)
+      vals[index] = string.sub(packed, 1, 42) .. struct.pack('<i8I2', held + amount, cursor) .. body
+    else
+      local sums = struct.pack(SUMS, from, till, capacity, resets, posted, held + amount, cursor)
+      packed = string.sub(packed, 1, 8) .. sums .. string.sub(packed, 53)
+      cursor, vals[index] = take_grants(packed, wallet, amount, cursor, 1)
+    end
+    dirty[index] = true
   end
-  if not vals[index] then
-    return
-  end
-  local body
-  cursor, body = take_grants(packed, wallet, amount, cursor)
-  vals[index] = string.sub(packed, 1, 8)
-    .. struct.pack(SUMS, from, till, capacity, resets, posted, held + amount, cursor) .. body
-  dirty[index] = true
 end
 
 -- Budgets: one that is older than what Redis knows was left behind, and is refused.
 local function check_budgets(tail, place, numbers, base, values, amounts, limits, first, narrow)
-  seek = 1
+  local seek = 1 -- mostly periods are asked for in their order
   for order = 1, #numbers - 1 do
     local amount, _, begins, index = string.byte(tail, place, place + 3)
     local number, limit, used, held = numbers[order], limits[first], 0, 0
     amount, begins, index = amounts[amount], values[begins], base + index
     if not (extending and amount == 0) then
-      local bucket = buckets[index] or open_bucket(index)
-      local at = find_period(bucket, number, begins)
+      local bucket, at = buckets[index] or open_bucket(index), seek
+      if bucket[at] ~= number or bucket[at + 1] ~= begins then
+        at = find_period(bucket, number, begins)
+      end
       if at then
+        seek = at + 5
         used, held = bucket[at + 2] + bucket[at + 3], bucket[at + 4]
         bucket[at + 4] = held + amount
       elseif has_later(bucket, number, begins) then
@@ -137,34 +147,18 @@ local function check_budgets(tail, place, numbers, base, values, amounts, limits
   end
 end
 
--- One window of an unpacked scope: fixed, aligned to its first use, rolling forward only.
-local function check_window(state, order, code, length, amount, limit, narrowness)
-  local began, used, at = now, 0, 2
-  while state[at] and (state[at] ~= code or state[at + 1] ~= length) do
-    at = at + 4
-  end
-  if state[at] and now < state[at + 2] + 1000 * length then
-    began, used = state[at + 2], state[at + 3]
-  end
-  local left = limit - used - amount
-  remaining[2 * order - 1], remaining[2 * order] = left > 0 and left or 0, began
-  if extending and amount == 0 then
-    return
-  end
-  if left < 0 then
-    local resets = began + 1000 * length
-    local verdict = amount > limit and TOO_LARGE or (resets - now > MINUTE_MS and LASTING or RATE)
-    refuse(verdict, 'n', order, narrowness, limit, used, 0, amount, limit - used, resets)
-  end
-  state[at], state[at + 1], state[at + 2], state[at + 3] = code, length, began, used + amount
-  starts[order] = began % 4294967296
+-- Whether a window is full, and for how long.
+local function refuse_window(order, narrowness, limit, used, amount, resets)
+  local verdict = amount > limit and TOO_LARGE or (resets - now > MINUTE_MS and LASTING or RATE)
+  refuse(verdict, 'n', order, narrowness, limit, used, 0, amount, limit - used, resets)
 end
 
--- Every scope: live holds and windows. limits are from a place on, narrowness bytes of scopes from another.
+-- Every scope: live holds, then windows: fixed, aligned to their first use, rolling forward only. limits are from a place
+-- on, narrowness bytes of scopes from another.
 local function check_scopes(tail, flags, scopes, base, values, amounts, limits, place, narrow, narrow_from)
   local order, counted, slots = 0, 0, flags + scopes
   for scope = 1, scopes do
-    local index, flag, narrowness = base + scope, string.byte(tail, flags + scope - 1), narrow_from + scope
+    local index, flag = base + scope, string.byte(tail, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
     local count = (#packed - 4) / 19
     local state = {struct.unpack(scope_format(count), packed)}
@@ -174,17 +168,32 @@ local function check_scopes(tail, flags, scopes, base, values, amounts, limits, 
       flag, place, counted = flag - 128, place + 1, counted + 1
       if not extending then
         if live + 1 > limit then
-          local verdict = limit < 1 and TOO_LARGE or CONCURRENCY
-          refuse(verdict, 'c', counted, string.byte(narrow, narrowness), limit, 0, live, 1, limit - live, 0)
+          local verdict, narrowness = limit < 1 and TOO_LARGE or CONCURRENCY, string.byte(narrow, narrow_from + scope)
+          refuse(verdict, 'c', counted, narrowness, limit, 0, live, 1, limit - live, 0)
         end
         state[1] = live + 1
       end
     end
     for _ = 1, flag do
       local code, length, amount = string.byte(tail, slots, slots + 2)
-      order, slots = order + 1, slots + 3
-      check_window(state, order, code, values[length], amounts[amount], limits[place], string.byte(narrow, narrowness))
-      place = place + 1
+      local limit, began, used, at = limits[place], now, 0, 2
+      length, amount = values[length], amounts[amount]
+      order, slots, place = order + 1, slots + 3, place + 1
+      while state[at] and (state[at] ~= code or state[at + 1] ~= length) do
+        at = at + 4
+      end
+      if state[at] and now < state[at + 2] + 1000 * length then
+        began, used = state[at + 2], state[at + 3]
+      end
+      local left = limit - used - amount
+      remaining[2 * order - 1], remaining[2 * order] = left > 0 and left or 0, began
+      if amount > 0 or not extending then
+        if left < 0 then
+          refuse_window(order, string.byte(narrow, narrow_from + scope), limit, used, amount, began + 1000 * length)
+        end
+        state[at], state[at + 1], state[at + 2], state[at + 3] = code, length, began, used + amount
+        starts[order] = began % 4294967296
+      end
     end
     vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
   end

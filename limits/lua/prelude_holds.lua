@@ -75,17 +75,13 @@ local function pack_bucket(bucket)
   return struct.pack('<' .. string.rep('I4I6i8i8i8', #bucket / 5), unpack(bucket))
 end
 
--- The place of a period in a bucket; mostly they are asked for in their order.
+-- The place of a period in a bucket.
 local function find_period(bucket, number, starts)
-  local at = seek
-  if bucket[at] ~= number or bucket[at + 1] ~= starts then
-    at = 1
-    while bucket[at] and not (bucket[at] == number and bucket[at + 1] == starts) do
-      at = at + 5
+  for at = 1, #bucket, 5 do
+    if bucket[at] == number and bucket[at + 1] == starts then
+      return at
     end
   end
-  seek = at + 5
-  return bucket[at] and at
 end
 
 -- Whether a bucket knows a later period of this budget.
@@ -121,10 +117,12 @@ local function add_period(meta, bucket, number, starts, counted, pending, held)
   meta[BUCKETS] = math.max(meta[BUCKETS], math.floor(number / 8) + 1)
 end
 
--- Change one budget period.
-local function bump_period(meta, index, number, starts, counted, pending, held, create)
-  local bucket = open_bucket(index)
-  local at = find_period(bucket, number, starts)
+-- Change one budget period, looked for at a place first. Answers the place behind it.
+local function bump_period(meta, index, at, number, starts, counted, pending, held, create)
+  local bucket = buckets[index] or open_bucket(index)
+  if bucket[at] ~= number or bucket[at + 1] ~= starts then
+    at = find_period(bucket, number, starts)
+  end
   if at then
     bucket[at + 2], bucket[at + 3], bucket[at + 4] = bucket[at + 2] + counted, bucket[at + 3] + pending, bucket[at + 4] + held
     if bucket[at + 2] + bucket[at + 3] > AMOUNT_MAX or bucket[at + 4] > AMOUNT_MAX then
@@ -133,6 +131,7 @@ local function bump_period(meta, index, number, starts, counted, pending, held, 
   elseif create then
     add_period(meta, bucket, number, starts, counted, pending, held)
   end
+  return at and at + 5 or 1
 end
 
 -- Write every changed field of the account.
@@ -178,8 +177,7 @@ local function add_vector(account, meta, amounts, fields, periods, counted, pend
       dirty[index] = true
     end
   end
-  local eighth, index
-  seek = 1
+  local eighth, index, place = nil, nil, 1
   for at = 1, #periods - 1, 3 do
     local number, starts, amount = periods[at], periods[at + 1], periods[at + 2]
     if math.floor(number / 8) ~= eighth then
@@ -188,8 +186,8 @@ local function add_vector(account, meta, amounts, fields, periods, counted, pend
     end
     if amount ~= 0 then
       -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
-      local create = pending > 0 or (counted > 0 and not has_later(open_bucket(index), number, starts))
-      bump_period(meta, index, number, starts, counted * amount, pending * amount, 0, create)
+      local create = pending > 0 or (counted > 0 and not has_later(buckets[index] or open_bucket(index), number, starts))
+      place = bump_period(meta, index, place, number, starts, counted * amount, pending * amount, 0, create)
     end
   end
 end
@@ -300,10 +298,9 @@ local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
   end
   local values, counts = read_values(hold, at + 4 * windows)
   local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)
-  local place = counts + 5 + 2 * wallets
+  local place, seek = counts + 5 + 2 * wallets, 1
   local flags = place + 4 * budgets
   local numbers = {struct.unpack('<' .. string.rep('I4', budgets), hold, flags + scopes + 3 * windows)}
-  seek = 1
   for budget = 1, budgets do
     local amount, _, starts, bucket = string.byte(hold, place, place + 3)
     local number, pending = numbers[budget], 0
@@ -311,8 +308,8 @@ local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
     if periods[3 * budget - 2] == number and periods[3 * budget - 1] == starts then
       pending, periods[3 * budget] = periods[3 * budget], 0
     end
-    local held = sign * values[amount]
-    bump_period(meta, base + wallets + bucket, number, starts, 0, pending, held, held > 0 or pending > 0)
+    local index, held = base + wallets + bucket, sign * values[amount]
+    seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
   end
   move_scopes(hold, at, flags, scopes, values, base + wallets + count, sign, actuals)
 end
