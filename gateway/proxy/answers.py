@@ -89,7 +89,10 @@ def charged_headers(admission: Admission, charged: int) -> dict[str, str]:
     if admission.view() is None:
         return {"Tollgate-Charged": meter.format(charged)}
     remaining = admission.remaining + admission.held - charged
-    return {"Tollgate-Charged": meter.format(charged), "Tollgate-Remaining": meter.format(max(0, remaining))}
+    headers = {"Tollgate-Charged": meter.format(charged), "Tollgate-Remaining": meter.format(max(0, remaining))}
+    if warning := admission.warning(charged):
+        headers["Tollgate-Warning"] = warning
+    return headers
 
 
 def _rate_limit_headers(admission: Admission, adapter: Adapter, now_ms: int) -> dict[str, str]:

@@ -66,12 +66,14 @@ class Admission:
         view = self.view()
         return view.resets_at_ms if view is not None else 0
 
-    def warning(self) -> str | None:
-        """``at 91.7% of quota``, from the lowest configured threshold on."""
+    def warning(self, charged: int = 0) -> str | None:
+        """``at 91.7% of quota``, from the lowest configured threshold on: what was spent and what other calls hold, and
+        what this one came to where that is known. Its own hold is not spent yet."""
         view, thresholds = self.view(), self.catalog.warn_at_permille
-        if view is None or not thresholds or not view.capacity or view.used_permille < thresholds[0]:
+        if view is None or not thresholds or not view.capacity:
             return None
-        return f"at {view.used_permille // 10}.{view.used_permille % 10}% of quota"
+        permille = (view.capacity - view.available - self.held + charged) * 1000 // view.capacity
+        return f"at {permille // 10}.{permille % 10}% of quota" if permille >= thresholds[0] else None
 
     def tightest(self, kind: str) -> tuple[int, int, int] | None:
         """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
