@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
 from gateway.domain.turns import Turned
-from gateway.errors import QuotaUnavailable, StoreUnavailable
+from gateway.errors import AccountNotFound, BadRequest, QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.drift import Drift
 from gateway.quota.scribe import Scribe
@@ -130,12 +130,22 @@ class Reaper:
         for when it is there."""
         now_ms = self._now_ms()
         for account_id in await self._periods.begun_ahead(now_ms=now_ms):
-            await self._turner.turn(account_id, now_ms)
+            await self._willing(account_id, self._turner.turn(account_id, now_ms))
         for account_id in await self._periods.due_ahead(now_ms=now_ms):
-            turned = await self._periods.ahead(account_id, now_ms=now_ms)
-            if turned is not None:
-                self._turner.count(turned)
-                await self._turner.push(account_id)
+            await self._willing(account_id, self._ahead(account_id, now_ms))
+
+    async def _ahead(self, account_id: str, now_ms: int) -> None:
+        turned = await self._periods.ahead(account_id, now_ms=now_ms)
+        if turned is not None:
+            self._turner.count(turned)
+            await self._turner.push(account_id)
+
+    async def _willing(self, account_id: str, work: Awaitable[None]) -> None:
+        """An account whose terms lack what its plan asks for now stays behind, and keeps no other from its period."""
+        try:
+            await work
+        except (BadRequest, AccountNotFound) as error:
+            log.warning("account %s gets no next period: %s", account_id, error.code)
 
     async def _tend(self, partition: int) -> None:
         """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.domain.accounts import Account, SubscriptionStatus
+from gateway.domain.plans import CUSTOM
+from tests.support import stores
 from tests.support.gateways import Local
 
 DAY_MS = 86_400_000
@@ -54,3 +58,24 @@ async def test_somebody_notices_a_period_that_began_by_itself(gateway: Local, mo
     found = await gateway.worker.store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.period_ends_at_ms == end_ms
     assert await open_grants(gateway, account, now_ms) == [(2, end_ms)]
+
+
+async def test_an_account_without_the_terms_of_its_plan_keeps_no_other_from_its_period(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The config made an allowance custom after both had subscribed."""
+    worker, store = gateway.worker, gateway.worker.store
+    _, first = await gateway.account("cut")
+    _, second = await gateway.account("drain")
+    end_ms = max(each.subscription.period_ends_at_ms for each in (first, second))
+    for each in (first, second):
+        await store.writer.commit([stores.charge(each, (1, 5), at_ms=end_ms - DAY_MS)])
+    plans = dict(worker.gateway.config.catalog.plans)
+    plans["cut"] = replace(plans["cut"], allowance={"tokens": CUSTOM})
+    worker.configure(replace(worker.gateway.config, catalog=replace(worker.gateway.config.catalog, plans=plans)))
+    now_ms = first.subscription.period_ends_at_ms - 1_000
+    assert await store.subscriptions.due_ahead(now_ms=now_ms) == (first.id, second.id)
+    monkeypatch.setattr(worker.reaper, "_now_ms", lambda: now_ms)
+    await worker.reaper._grant_ahead()
+    assert await store.subscriptions.due_ahead(now_ms=now_ms) == (first.id,)
+    assert await open_grants(gateway, second, end_ms) == [(2, second.subscription.period_ends_at_ms + 30 * DAY_MS)]
