@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,12 +20,15 @@ class Link:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+        self.requests: list[tuple[bytes, bytes]] = []
+        self.has_left = asyncio.Event()
 
     async def request(self) -> tuple[bytes, bytes]:
         """(head, body) of the next request. Raises IncompleteReadError when the client has left."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-        return head, await self.reader.readexactly(int(length))
+        self.requests.append((head, await self.reader.readexactly(int(length))))
+        return self.requests[-1]
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -41,14 +45,17 @@ class Link:
         """Break the connection (RST)."""
         reset(self.writer.transport)
 
-    async def client_left(self) -> None:
-        """Wait for the client's end of the connection. Fails when it takes too long."""
-        async with asyncio.timeout(WITHIN_S):
-            try:
-                while await self.reader.read(65_536):
-                    pass
-            except (ConnectionError, ssl.SSLError):
+    async def until_left(self) -> None:
+        """A script's last step: read until the client ends the connection."""
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
+            while await self.reader.read(65_536):
                 pass
+        self.has_left.set()
+
+    async def left(self) -> None:
+        """The test's side of ``until_left``. Fails when it takes too long."""
+        async with asyncio.timeout(WITHIN_S):
+            await self.has_left.wait()
 
 
 Script = Callable[[Link], Awaitable[None]]
@@ -81,27 +88,27 @@ class Upstream:
         self._server: asyncio.Server | None = None
 
     async def start(self, tls: ssl.SSLContext | None) -> None:
-        sock = socket.create_server(("127.0.0.1", 0), backlog=1_024)
+        sock = socket.socket(proto=socket.IPPROTO_TCP)  # what asyncio wants to know before it sets TCP_NODELAY
+        sock.bind(("127.0.0.1", 0))
         self.port = sock.getsockname()[1]
         self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self.port}/v1/messages"
-        self._server = await asyncio.start_server(self._accept, sock=sock, ssl=tls, limit=1_048_576)
+        self._server = await asyncio.start_server(self._accept, sock=sock, ssl=tls, limit=1_048_576, backlog=1_024)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = Link(reader, writer)
         self.links.append(link)
         self._connected.set()
-        script = self.scripts.pop(0) if self.scripts else self.script
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._run(self.scripts.pop(0) if self.scripts else self.script, link))
         self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _run(self, script: Script, link: Link) -> None:
         try:
             await script(link)
         except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
-            pass  # the client left
+            link.has_left.set()
         except AssertionError as error:
             self._failures.append(error)
-        finally:
-            self._running.discard(task)
 
     async def connected(self, count: int) -> None:
         """Wait until so many connections have been made in all."""

@@ -43,6 +43,7 @@ class HttpLeg:
         self._loop = asyncio.get_running_loop()
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._pools: dict[Origin, Pool] = {}
+        self._is_closed = False
 
     async def send(
         self,
@@ -60,7 +61,7 @@ class HttpLeg:
             origin, head = spell(url, headers, len(body))
         except ValueError as error:
             raise UpstreamUnreachable(retry_after_s=RETRY_AFTER_S) from error
-        pool = self._pools.get(origin) or self._new_pool(origin)
+        pool = self._pools.get(origin) or self.pool(origin)
         connection = pool.take()
         if connection is not None:
             begun = await _begun(connection, connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving))
@@ -71,9 +72,13 @@ class HttpLeg:
             await _begun(connection, connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving))
         )
 
-    def _new_pool(self, origin: Origin) -> Pool:
-        pool = self._pools[origin] = Pool(origin, self._tls, self._buffer)
-        return pool
+    def pool(self, origin: Origin) -> Pool:
+        """The connections to ``origin``. Raises UpstreamUnreachable when the leg is closed."""
+        if origin not in self._pools:
+            if self._is_closed:
+                raise UpstreamUnreachable
+            self._pools[origin] = Pool(origin, self._tls, self._buffer)
+        return self._pools[origin]
 
     async def _open(self, pool: Pool, due_s: float) -> Connection:
         """Raises UpstreamUnreachable."""
@@ -85,6 +90,7 @@ class HttpLeg:
 
     async def close(self) -> None:
         """End every call and connection."""
+        self._is_closed = True
         for pool in self._pools.values():
             await pool.close()
         await asyncio.sleep(0)  # transports tell of their end in the loop's next turn

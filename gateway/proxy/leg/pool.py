@@ -67,12 +67,15 @@ class Pool:
 
     async def open(self) -> Connection:
         """A new connection. Raises OSError, ValueError, RuntimeError."""
+        if self._is_closed:
+            raise ConnectionAbortedError("closed")
         try:
             sock = await start_connection(await self._look_up(), happy_eyeballs_delay=_NEXT_ADDRESS_S, loop=self._loop)
         except (OSError, RuntimeError):
             self._addresses_until_s = 0.0
             raise
         try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in _PROBES.items():
                 if hasattr(socket, name):
