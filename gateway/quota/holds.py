@@ -92,10 +92,11 @@ class Holds:
         """Send all live holds of a partition. One at a time per partition."""
         lock = self._locks.setdefault(partition, asyncio.Lock())
         async with lock:
-            if partition not in self._stale:
-                return
-            await self._send(partition, list(self._live.get(partition, {}).values()))
-            self._stale.discard(partition)
+            while partition in self._stale:
+                record = self._records.get(partition)
+                await self._send(partition, list(self._live.get(partition, {}).values()))
+                if self._records.get(partition) == record:  # else Redis forgot again in between
+                    self._stale.discard(partition)
 
     async def beat(self) -> None:
         """One beat of every partition with live holds; all of them leave in one write."""

@@ -38,6 +38,7 @@ class Engine:
         self.beats: list[list[str]] = []
         self.beating = asyncio.Event()
         self.go_on = asyncio.Event()
+        self.records = ["a record"]  # of the partition, as the next renews see it
 
     def partition(self, account: str) -> int:
         return 0
@@ -58,7 +59,8 @@ class Engine:
         self.beats.append([hold.hold_id for hold in holds])
         self.beating.set()
         await self.go_on.wait()
-        return PartitionState("a record", 0, 0)
+        record = self.records.pop(0) if len(self.records) > 1 else self.records[0]
+        return PartitionState(record, 0, 0)
 
 
 class Store:
@@ -124,6 +126,19 @@ async def test_a_hold_that_ends_while_others_are_re_asserted_is_not_opened_again
     await beat
     assert [len(sent) for sent in engine.beats] == [HOLDS_PER_BEAT_MAX, 1]
     assert every[-1].hold_id not in engine.beats[1]
+
+
+async def test_holds_are_re_asserted_again_when_redis_forgets_again_meanwhile() -> None:
+    engine = Engine()
+    engine.go_on.set()
+    engine.records = ["second", "third"]
+    holds = Holds(engine)  # type: ignore[arg-type]
+    for number in range(HOLDS_PER_BEAT_MAX + 1):
+        holds.add(Hold("acme", f"hold-{number}", 1, 0, 60_000, (), Demand(), (), b""))
+    holds.saw_record(0, "first")
+    holds.saw_record(0, "second")
+    await holds.beat()
+    assert [len(sent) for sent in engine.beats] == [HOLDS_PER_BEAT_MAX, 1, HOLDS_PER_BEAT_MAX, 1]
 
 
 async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_lost(
