@@ -84,10 +84,15 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
     """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
     if (request.content_length or 0) > bytes_max:
         raise BodyTooLarge
+    is_waiting = _expects_word(request)
     try:
         if request.content.is_eof():  # it came with the headers
-            return await request.read()
-        await _expected(request)
+            whole = await request.read()
+            if len(whole) > bytes_max:
+                raise BodyTooLarge
+            return whole
+        if is_waiting and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = bytearray()
         async with asyncio.timeout(within_s):
             while piece := await request.content.readany():
@@ -103,19 +108,17 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
         raise RequestError("The request broke off before its body was complete.") from error
 
 
-async def _expected(request: web.BaseRequest) -> None:
-    """A client that asks first is told to go on: by now its key and its headers are good.
+def _expects_word(request: web.BaseRequest) -> bool:
+    """Whether the client waits to be told to go on: by now its key and its headers are good. Raises ExpectationFailed.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
     """
     expect = request.headers.get("Expect")
     if expect is None or request.version < HttpVersion11:
-        return
+        return False
     if expect.lower() != "100-continue":
         raise ExpectationFailed
-    transport = request.transport
-    if transport is not None:
-        transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    return True
 
 
 def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:

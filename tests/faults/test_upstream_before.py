@@ -1,4 +1,4 @@
-"""An upstream that fails before its first byte costs nothing, frees the hold at once, and may be followed by another."""
+"""An upstream that fails before its first byte costs nothing, frees the hold at once, and may be followed by others."""
 
 from __future__ import annotations
 
