@@ -113,6 +113,19 @@ async def test_what_comes_back_to_an_earlier_grant_is_used_first_again(lab: Lab)
     assert (await lab.hold(wallet(9))).takes == (Take("tokens", 1, 8), Take("tokens", 2, 1))
 
 
+@pytest.mark.parametrize("step_ms", [2_000, -2_000])
+async def test_what_ends_while_a_grant_is_over_or_ahead_counts_when_the_clock_goes_back(lab: Lab, step_ms: int) -> None:
+    await lab.ready()
+    lab.grant(50, starts_at_ms=NOW_MS - 1_000, expires_at_ms=NOW_MS + 1_000)
+    await lab.ready(100)
+    first, second = await lab.hold(wallet(40)), await lab.hold(wallet(40))
+    lab.advance(step_ms)
+    await lab.settle(first, 25)
+    await lab.engine.release(second)
+    lab.advance(-step_ms)
+    assert (await lab.reserved(wallet(0))).wallets[0].available == 125
+
+
 async def test_a_hold_of_nothing_names_the_first_open_grant(lab: Lab) -> None:
     await lab.ready(10, 10)
     assert (await lab.hold(wallet(0))).takes == (Take("tokens", 1, 0),)
