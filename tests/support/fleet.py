@@ -31,7 +31,10 @@ from sqlalchemy import text
 from gateway.config.loading import load
 from gateway.embedded import running_url
 from gateway.installation import Installation
+from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
+from gateway.quota.states import States
+from gateway.quota.turn import Turner, nonce
 from gateway.simulator.child import Simulator
 from gateway.store.common import wall_clock_ms
 from gateway.store.store import Store, open_store
@@ -46,6 +49,8 @@ from tests.support.simulators import child
 
 T = TypeVar("T")
 SECRET = "0123456789abcdef" * 4
+ADMIN_TOKEN = "admin-token-of-the-tests"
+ENVIRONMENT = {"TOLLGATE_SECRET": SECRET, "TOLLGATE_ADMIN_TOKEN": ADMIN_TOKEN}
 STEPS = 1000  # of the tests' tokens
 MESSAGES = "/v1/messages"
 RECORD_SCORE = "-9000000000000000"  # of a partition's record whose amnesty ended long ago (limits/lua/prelude.lua)
@@ -158,6 +163,7 @@ class Fleet:
     store: Store
     client: Client
     engine: Engine
+    states: States
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     # --- who -----------------------------------------------------------------------------------------------------
@@ -196,7 +202,7 @@ class Fleet:
         started: asyncio.Event | None = None,
     ) -> Answer:
         """One Anthropic call under a tag of its own (its job, too). ``started`` is set at the body's first byte."""
-        tag = f"t{os.getpid()}-{next(self.numbers)}"
+        tag = f"{account.id[-12:]}-{next(self.numbers)}"
         headers = {"x-api-key": account.key, "anthropic-version": "2023-06-01", "Tollgate-Job": tag}
         if feature is not None:
             headers["Tollgate-Feature"] = feature
@@ -209,10 +215,11 @@ class Fleet:
         }
         at_s = time.monotonic()
         pieces: list[bytes] = []
-        status, told, headers_s, whole = 0, dict[str, str](), 0.0, False
+        told: Mapping[str, str] = {}
+        status, headers_s, whole = 0, 0.0, False
         try:
             async with self.session.post((url or self.server.url) + MESSAGES, json=body, headers=headers) as answer:
-                status, told, headers_s = answer.status, dict(answer.headers), time.monotonic() - at_s
+                status, told, headers_s = answer.status, answer.headers, time.monotonic() - at_s
                 async for piece in answer.content.iter_any():
                     pieces.append(piece)
                     if started is not None:
@@ -269,10 +276,10 @@ class Fleet:
         return self.loop.run(self._rows(account))
 
     async def _balance(self, account: Account, wallet: str) -> Balance | None:
-        view = await self.engine.peek(account.id, ticket=os.urandom(8).hex(), wallets=(wallet,))
-        if isinstance(view, Stale):
-            return None
-        assert isinstance(view, AccountView)
+        view = await self.engine.peek(account.id, ticket=nonce(), wallets=(wallet,))
+        return None if isinstance(view, Stale) else self._balance_of(view)
+
+    def _balance_of(self, view: AccountView) -> Balance:
         grants = [grant for _, states in view.wallets for grant in states]
         return Balance(
             granted=sum(grant.amount for grant in grants),
@@ -315,10 +322,9 @@ class Fleet:
         seen: list[object] = []
 
         def rested() -> Balance | None:
-            found, used = self.balance(account, wallet), self.used(account, wallet)
+            view = self.loop.run(self.states.view(account.id, (wallet,)))  # as its next call would find it
+            found, used = self._balance_of(view), self.used(account, wallet)
             seen[:] = [found, used]
-            if found is None:
-                return None
             return found if (found.holds_open, found.held, found.pending, found.counted) == (0, 0, 0, used) else None
 
         try:
@@ -331,7 +337,8 @@ class Fleet:
 
         Answers how many. Calls of the account carry their tag as job.
         """
-        entries = {entry["tag"]: entry for entry in self.journal(since=since) if tokens_served(entry)}
+        mine = (entry for entry in self.journal(since=since) if entry["tag"].startswith(f"{account.id[-12:]}-"))
+        entries = {entry["tag"]: entry for entry in mine if tokens_served(entry)}
 
         def settled() -> list[dict[str, Any]] | None:
             rows = [row for row in self.rows(account) if row["state"] == "settled"]
@@ -446,8 +453,11 @@ def fleet(
     os.environ.setdefault("TEST_PROVIDER_KEY", PROVIDER_KEY)
     with contextlib.ExitStack() as stack:
         simulator = models or stack.enter_context(child())
-        text_of_config = config or config_text(simulator.url, **{"workers": 2, **changes})
-        server = stack.enter_context(served(folder, text_of_config, env={"TOLLGATE_SECRET": SECRET}))
+        written = config or config_text(simulator.url, **{"workers": 2, **changes})
+        written = written.replace(
+            "server: {", 'server: {secret: "${TOLLGATE_SECRET}", admin_token: "${TOLLGATE_ADMIN_TOKEN}", ', 1
+        )
+        server = stack.enter_context(served(folder, written, env=ENVIRONMENT))
         yield stack.enter_context(inspected(server, simulator))
 
 
@@ -458,8 +468,7 @@ def inspected(server: Served, models: Simulator) -> Iterator[Fleet]:
         loop = Loop()
         stack.callback(loop.close)
         configured = load(server.config, {**os.environ, **server.env})
-        secret = configured.settings.secret or (server.data / "secret").read_text().strip()
-        installation = Installation(configured, server.data.resolve(), secret)
+        installation = Installation(configured, server.data.resolve(), configured.settings.secret)
         redis = configured.settings.redis
         url = running_url(server.data) if redis == "embedded" else redis
         assert url is not None, "there is no running Redis"
@@ -481,4 +490,5 @@ async def _open(
     stack.callback(lambda: loop.run(client.close()))
     partitions = await store.installed_partitions(now_ms=wall_clock_ms())
     engine = Engine(client, partitions=partitions, amnesty_ms=installation.config.settings.amnesty_ms)
-    return Fleet(server, models, loop, session, installation, store, client, engine)
+    states = States(engine, Turner(engine, store.state, Metrics(None)))
+    return Fleet(server, models, loop, session, installation, store, client, engine, states)
