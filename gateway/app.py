@@ -71,6 +71,7 @@ class Worker:
         self.installation = replace(self.installation, config=config)
         self.gateway.config = config
         self.gateway.callers.clear()
+        self.gateway.quota.forget_shapes()
 
     async def ready(self) -> bool:
         """Redis and SQL answer, charges find their way, and this is not the end."""

@@ -126,6 +126,10 @@ class Quota:
         self.clock.saw(states[-1].server_ms)
         return states
 
+    def forget_shapes(self) -> None:
+        """The config changed: limits and policies are laid out anew."""
+        self._shapes = Shapes()
+
     async def admit(self, ask: Ask) -> Admission:
         """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
         if self.scribe.full:
