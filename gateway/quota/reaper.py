@@ -87,6 +87,7 @@ class Reaper:
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
         self._ticks = 0
+        self._lapses: list[frozenset[str]] = [frozenset()] * partitions  # charged ones, as last seen in each outbox
 
     async def run(self) -> None:
         """Tick until cancelled; an outage of Redis or SQL skips a tick."""
@@ -150,15 +151,17 @@ class Reaper:
     async def _tend(self, partition: int) -> None:
         """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it.
 
-        A lapse that charges is counted when its charge comes out of the outbox: calls of its account lapse leases too.
+        A lapse that charges is counted when its charge is first seen in the outbox: calls of its account lapse leases
+        too.
         """
         entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
         if entries:
             now_ms = self._now_ms()
             await self._scribe.write(_rows(entries, now_ms))
-            lapses = sum(entry.charge.state is ChargeState.LAPSED for entry in entries)
-            if lapses:
-                self._metrics.holds_lapsed.add(("charged",), lapses)
+        lapses = frozenset(entry.charge.hold_id for entry in entries if entry.charge.state is ChargeState.LAPSED)
+        if news := lapses - self._lapses[partition]:
+            self._metrics.holds_lapsed.add(("charged",), len(news))
+        self._lapses[partition] = lapses
         for _, _, is_charged in await self._engine.sweep(partition, count=LAPSES_AT_ONCE):
             if not is_charged:
                 self._metrics.holds_lapsed.add(("released",), 1)
