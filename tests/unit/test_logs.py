@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import gc
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from gateway.logs import LINE_BYTES_MAX, JsonFormatter, QueueingHandler, configure, mask
+from gateway.logs import LINE_BYTES_MAX, JsonFormatter, QueueingHandler, configure, loop_failed, mask
 from tests.support.processes import wait_until
 
 SECRET = "aB3_dE-fGh1jKlMnOp"
@@ -203,3 +205,41 @@ def test_configure_twice_leaves_one_handler(pipe: Pipe) -> None:
         root.setLevel(level)
         logging.captureWarnings(False)
     assert fcntl.fcntl(pipe.writer, fcntl.F_GETFL) & os.O_NONBLOCK == 0
+
+
+def fail(text: str) -> None:
+    raise ValueError(text)
+
+
+async def forgotten() -> None:
+    async def work() -> None:
+        fail(f"the prompt was {SECRET}")
+
+    task = asyncio.create_task(work(), name="forgotten")
+    await asyncio.wait((task,))
+
+
+async def called_back() -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_soon(fail, f"the prompt was {SECRET}")
+    done = loop.create_future()
+    loop.call_soon(done.set_result, None)
+    await done
+
+
+@pytest.mark.parametrize("happens", [forgotten, called_back])
+async def test_what_fails_behind_everybodys_back_is_told_once_and_without_its_values(
+    happens: Callable[[], Awaitable[None]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio's own line would repeat the exception's text, and the arguments of a callback."""
+    asyncio.get_running_loop().set_exception_handler(loop_failed)
+    await happens()
+    gc.collect()
+    (record,) = caplog.records
+    line = JsonFormatter().format(record)
+    assert SECRET not in line and "prompt" not in line
+    told = orjson.loads(line)
+    assert told["level"] == "error"
+    (exception,) = told["exception"]
+    assert exception["type"] == "builtins.ValueError"
+    assert exception["where"][-1].startswith("tests/unit/test_logs.py:")
