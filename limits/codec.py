@@ -23,6 +23,7 @@ from limits.model import (
     ChargeState,
     Delta,
     Demand,
+    Grant,
     Hold,
     OutboxEntry,
     Scope,
@@ -36,6 +37,7 @@ STATE_NAMES: Final = {number: state for state, number in STATES.items()}
 _WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
 _COUNTS_HOLDS: Final = 128
 _U32: Final = 2**32
+TIME_MAX: Final = 2**48
 
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
@@ -111,6 +113,8 @@ def _layout(demand: Demand) -> Layout:
         slots += bytes((values.index(wallet.abandon), values.index(wallet.amount)))
         limits.append(wallet.minimum)
     for budget in demand.budgets:
+        if budget.starts_at_ms >= TIME_MAX:
+            raise ValueError(f"a time is within 0 and 2^48-1, not {budget.starts_at_ms}")
         amount, abandon, starts = (values.index(n) for n in (budget.amount, budget.abandon, budget.starts_at_ms))
         slots += bytes((amount, abandon, starts, places[keys.bucket_field(budget.number)]))
         limits += (budget.limit, budget.ends_at_ms)
@@ -267,17 +271,13 @@ def encode_deltas(deltas: Sequence[Delta]) -> bytes:
 
 def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:
     """The head of a load, and its wallets and buckets as arguments; grants in burn order."""
-    head = struct.pack("<QQQQ", snapshot.seq, snapshot.rev, snapshot.turn_at_ms, snapshot.period_at_ms)
+    numbers = (snapshot.seq, snapshot.rev, snapshot.turn_at_ms, snapshot.period_at_ms)
+    head = struct.pack("<QQQQ", *(_whole(number, TIME_MAX) for number in numbers))
     args: list[bytes | int] = [len(snapshot.wallets)]
     for state in snapshot.wallets:
         grants = sorted(state.grants, key=lambda g: (g.priority, g.expires_at_ms or 2**63, g.number))
         args.append(keys.wallet_field(state.wallet)[1:])
-        args.append(
-            b"".join(
-                _GRANT.pack(g.number, _amount(g.amount), g.counted, g.starts_at_ms, g.expires_at_ms, g.priority)
-                for g in grants
-            )
-        )
+        args.append(b"".join(_packed_grant(g) for g in grants))
     buckets: dict[bytes, list[bytes]] = {}
     for budget in snapshot.budgets:
         packed = budget_key(budget.number, budget.starts_at_ms) + budget.counted.to_bytes(8, "little", signed=True)
@@ -287,10 +287,22 @@ def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:
     return head, args
 
 
-def _amount(amount: int) -> int:
-    if not 0 <= amount <= AMOUNT_MAX:
-        raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
-    return amount
+def _packed_grant(grant: Grant) -> bytes:
+    return _GRANT.pack(
+        _whole(grant.number, _U32),
+        _whole(grant.amount, AMOUNT_MAX + 1),
+        grant.counted,
+        _whole(grant.starts_at_ms, TIME_MAX),
+        _whole(grant.expires_at_ms, TIME_MAX),
+        grant.priority,
+    )
+
+
+def _whole(number: int, limit: int) -> int:
+    """A number that fits its place. Raises ValueError."""
+    if not 0 <= number < limit:
+        raise ValueError(f"{number} is not within 0 and {limit - 1}")
+    return number
 
 
 def u32(packed: bytes, at: int) -> int:

@@ -83,6 +83,10 @@ class Engine:
         Raises EngineUnavailable, ScriptRejected, ValueError."""
         packed = codec.layout(request.demand)
         hold_id = keys.hold_bytes(request.hold_id)
+        if not (0 < request.lease_ms < 2**32 and 0 <= request.deadline_ms < codec.TIME_MAX and request.rev >= 0):
+            raise ValueError(
+                f"no such lease, deadline or rev: {request.lease_ms}, {request.deadline_ms}, {request.rev}"
+            )
         call = _CALL.pack(hold_id, request.rev, request.lease_ms, request.deadline_ms)
         call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
         args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
@@ -128,6 +132,8 @@ class Engine:
         encoded, at = codec.encode_charge(charge)
         actuals = b""
         if window_actuals:
+            if len(window_actuals) != len(packed.windows):
+                raise ValueError(f"{len(packed.windows)} windows, but {len(window_actuals)} actuals")
             used = (window_actuals[index] for index in packed.windows)
             actuals = struct.pack(f"<{len(packed.windows)}q", *(-1 if amount is None else amount for amount in used))
         fields = (keys.META, keys.hold_field(hold_id), keys.mark_field(hold_id), *packed.fields)

@@ -30,7 +30,11 @@ def partition_of(account: str, partitions: int) -> int:
 
 
 def account_key(partition: int, account: str) -> bytes:
-    return b"{p%03d}:a:%b" % (partition, account.encode())
+    """Raises ValueError for a name that would not fit into a charge."""
+    name = account.encode()
+    if not 0 < len(name) < 256:
+        raise ValueError(f"an account's name has 1 to 255 bytes, not {len(name)}")
+    return b"{p%03d}:a:%b" % (partition, name)
 
 
 def outbox_key(partition: int) -> bytes:

@@ -47,6 +47,7 @@ from limits.model import (
 from limits.oracle_checks import Check
 from limits.oracle_state import (
     LAPSES_PER_RESERVE,
+    ORPHAN_AGE_MS,
     Account,
     Grant,
     Mark,
@@ -262,6 +263,8 @@ class Oracle:
             account.add(mark.lines, mark.budgets, pending=-1)
             place.outbox.pop(mark.entry, None)
             del account.marks[confirm.hold_id]
+        elif mark is None:
+            self._drop_orphans(place, confirm)
         if account.stamp == self.stamp:
             account.absorb()
 
@@ -338,15 +341,24 @@ class Oracle:
             place.amnesty_until_ms, place.beat_ms = self.now_ms + self.amnesty_ms, self.now_ms
         return place
 
+    def _drop_orphans(self, place: Partition, confirm: Confirm) -> None:
+        """Entries of a charge that nothing points to: the account was removed by hand."""
+        for entry, charge in list(place.outbox.items()):
+            overtaken = charge.state is ChargeState.LAPSED or confirm.state is ChargeState.SETTLED
+            if charge.hold_id == confirm.hold_id and overtaken and entry[0] <= self.now_ms - ORPHAN_AGE_MS:
+                del place.outbox[entry]
+
     def _warming(self, place: Partition) -> bool:
         return place.created_ms <= self.now_ms < place.created_ms + self.reassert_wait_ms
 
     def _stale(self, name: str, ticket: str) -> Stale:
         """The ticket of this incarnation: the first nonce that found the account stale."""
         account = self.accounts.setdefault(name, Account())
-        if account.ticket is None or account.ticket[0] != self.stamp:
+        if account.ticket is not None and account.ticket[0] == self.stamp:
+            return Stale(account.ticket[1])
+        if ticket:
             account.ticket = (self.stamp, ticket)
-        return Stale(account.ticket[1])
+        return Stale(ticket)
 
     def _repeat(self, account: Account, opened: OpenHold, place: Partition, *, told: bool) -> Reserved:
         """Nothing is taken: the hold as it is (but the caller's word on its first byte), the rest as it is now."""

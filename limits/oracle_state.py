@@ -9,6 +9,7 @@ from typing import Final
 from limits.model import BudgetLine, Charge, ChargeState, Delta, Hold, Scope, Snapshot, Take
 
 LAPSES_PER_RESERVE: Final = 4
+ORPHAN_AGE_MS: Final = 5_000
 _EPOCH_MS, _UNIT_MS = 1_767_225_600_000, 256
 Entry = tuple[int, int]
 

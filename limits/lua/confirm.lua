@@ -12,9 +12,11 @@
 --   * Unless a later state is pending: the mark and its outbox entry are dropped. Settled: the hold is dropped too.
 --   * A delta is counted if its seq is neither at or below the watermark nor in the set above it. The set keeps its
 --     deltas; the watermark moves over them, and rests while the account is stale.
+--   * Without a mark, old entries of this charge are dropped from the outbox: an account's hash was removed by hand.
 -- Reply  integer: the watermark
 assert(#KEYS == 3 and #ARGV >= 4, 'confirm: 3 keys, 4 arguments or more')
 
+local ORPHAN_AGE_MS, ORPHANS_MAX = 5000, 32
 local id, state, deltas = ARGV[2], tonumber(ARGV[3]), ARGV[4]
 read_clock()
 local stamp = incarnation(KEYS[3], KEYS[2])
@@ -74,5 +76,13 @@ write_fields(KEYS[1])
 if unmark then
   redis.call('HDEL', KEYS[1], 'p' .. id)
   redis.call('XDEL', KEYS[2], entry)
+elseif not mark then
+  local old = redis.call('XRANGE', KEYS[2], '-', string.format('%.0f', now - ORPHAN_AGE_MS), 'COUNT', ORPHANS_MAX)
+  for index = 1, #old do
+    local charge = old[index][2][2]
+    if string.sub(charge, 2, 17) == id and string.byte(charge) <= state then
+      redis.call('XDEL', KEYS[2], old[index][1])
+    end
+  end
 end
 return meta[SEQ]

@@ -118,13 +118,15 @@ local function pack_meta(meta)
   return packed
 end
 
--- The ticket of a stale account: the first nonce that found it so in this incarnation.
+-- The ticket of a stale account: the first nonce that found it so in this incarnation. An empty one is no nonce.
 local function ticket_of(account, stamp, nonce)
   local ticket = redis.call('HGET', account, 't')
   if ticket and string.sub(ticket, 1, 16) == stamp then
     return string.sub(ticket, 17)
   end
-  redis.call('HSET', account, 't', stamp .. nonce)
+  if nonce ~= '' then
+    redis.call('HSET', account, 't', stamp .. nonce)
+  end
   return nonce
 end
 

@@ -456,3 +456,33 @@ async def test_a_gap_rests_the_watermark_until_it_is_filled(lab: Lab) -> None:
     assert (await lab.grants())[1].counted == 9
     await lab.engine.confirm(Confirm(ACCOUNT, ids[0], ChargeState.SETTLED, (deltas[0],)))
     assert ((await lab.view()).seq, (await lab.grants())[1].counted) == (4, 10)
+
+
+async def test_an_outbox_entry_without_its_account_is_drained(lab: Lab) -> None:
+    """Somebody deleted the account's hash: the charge is billed, and the entry does not stay for ever."""
+    await lab.ready(100)
+    hold = await lab.hold(wallet(40))
+    await lab.settle(hold, 25)
+    await lab.client.execute("DEL", keys.account_key(0, ACCOUNT))
+    lab.advance(5_000)
+    assert len(await lab.reap(older_than_ms=5_000)) == 1
+    assert await lab.engine.outbox(0, older_than_ms=0, count=10) == []
+    assert await lab.load()
+    assert (lab.billed(hold), (await lab.wallet()).available) == (25, 75)
+
+
+async def test_an_extend_without_a_nonce_makes_no_ticket(lab: Lab) -> None:
+    await lab.ready(100)
+    hold = await lab.hold(wallet(40))
+    await lab.engine.sync_seq(ACCOUNT, 1)
+    assert await lab.engine.extend(hold, wallet(1)) == Stale("")
+    assert not await lab.engine.load(lab.ledger.snapshot(ACCOUNT, NOW_MS), ticket="")
+    assert await lab.engine.extend(hold, wallet(1), ticket="mine") == Stale("mine")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_actuals_are_told_for_every_window_or_none(lab: Lab, count: int) -> None:
+    await lab.ready()
+    hold = await lab.hold(together(window(1, 5), window(2, 9, name="tokens")))
+    with pytest.raises(ValueError, match="actuals"):
+        await lab.engine.settle(hold, lab.charge(hold, 0), window_actuals=(1,) * count)

@@ -445,3 +445,15 @@ async def test_a_hold_id_is_the_text_of_a_uuid(lab: Lab) -> None:
     for wrong in ("", "x", "0" * 32, "not-a-uuid-at-all-but-of-its-length!"):
         with pytest.raises(ValueError, match=r"UUID|hexadecimal"):
             await lab.ask(wallet(1), hold_id=wrong)
+
+
+@pytest.mark.parametrize("options", [{"lease_ms": 0}, {"lease_ms": 2**32}, {"deadline_ms": -1}, {"rev": -1}])
+async def test_numbers_that_do_not_fit_are_never_sent(lab: Lab, options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="no such lease"):
+        await lab.ask(wallet(1), **options)
+
+
+async def test_an_account_whose_name_fits_no_charge_is_never_admitted(lab: Lab) -> None:
+    for account in ("", "a" * 256, "\u00fc" * 128):
+        with pytest.raises(ValueError, match="bytes"):
+            await lab.engine.reserve(replace(lab.request(wallet(1)), account=account), ticket="t")
