@@ -34,7 +34,7 @@ class Dialect:
         if self.name == "anthropic":
             fields["max_tokens"] = 1000
         if stream:
-            fields["stream"] = True
+            fields["stream"] = stream
         return {**fields, **more}
 
     def headers(self, key: str | None, **more: str) -> dict[str, str]:
