@@ -63,6 +63,7 @@ class _Cache(Generic[T]):
         self._entries: OrderedDict[str, _Entry[T]] = OrderedDict()
         self._unknown: OrderedDict[str, float] = OrderedDict()
         self._flights: dict[str, asyncio.Task[T | None]] = {}
+        self._is_away = False  # the last read found the source away
 
     def peek(self, key: str, fresh_s: float) -> T | None:
         """The value when it is known and fresh; no I/O."""
@@ -75,20 +76,32 @@ class _Cache(Generic[T]):
         now_s = time.monotonic()
         if found is not None or now_s - self._unknown.get(key, -UNKNOWN_FRESH_S) < UNKNOWN_FRESH_S:
             return found
+        stale = self.peek(key, STALE_S) if self._is_away else None
+        if stale is not None and self._flights:
+            return stale  # somebody is finding out whether the source is back: a hanging one must not delay calls
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = asyncio.ensure_future(self._fetch(key))
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+            flight.add_done_callback(lambda _: self._land(key))
+        if stale is not None:
+            return stale
         return await asyncio.shield(flight)  # one read for all who wait, whoever of them leaves
+
+    def _land(self, key: str) -> None:
+        flight = self._flights.pop(key)
+        if not flight.cancelled():
+            flight.exception()  # told to those who waited; perhaps nobody did
 
     async def _fetch(self, key: str) -> T | None:
         try:
             value = await self._read(key)
         except StoreUnavailable:
+            self._is_away = True
             stale = self.peek(key, STALE_S)
             if stale is None:
                 raise
             return stale
+        self._is_away = False
         now_s = time.monotonic()
         if value is None:
             self._entries.pop(key, None)

@@ -1,0 +1,92 @@
+"""Known callers while the database hangs: they are served from memory at once, one read at a time finds out more."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.domain.accounts import Account, AccountStatus, Budget, Caller, Subscription, SubscriptionStatus
+from gateway.errors import InvalidApiKey, StoreUnavailable
+from gateway.quota import callers as module
+from gateway.quota.callers import Callers
+from gateway.quota.keys import KeyHasher, new_key
+from tests.support.processes import eventually
+
+SUBSCRIPTION = Subscription(
+    id="s", plan="pro", plan_version="1", status=SubscriptionStatus.ACTIVE, anchor_at_ms=0,
+    period_starts_at_ms=0, period_ends_at_ms=0, trial_ends_at_ms=0, terms={},
+)  # fmt: skip
+
+
+class Hanging:
+    """A database that answers, hangs until it times out, or knows no key at all."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+        self.knows = True
+        self.over = asyncio.Event()  # set: what hangs now has timed out
+        self.hangs = False
+
+    async def caller_by_digest(self, digest: bytes) -> Caller | None:
+        self.reads += 1
+        if self.hangs:
+            await self.over.wait()
+            raise StoreUnavailable
+        account = Account(
+            id="a", external_id=None, email=None, name="A", status=AccountStatus.ACTIVE, rev=1,
+            subscription=SUBSCRIPTION, created_at_ms=0,
+        )  # fmt: skip
+        return Caller(digest.hex(), account, None, None, ()) if self.knows else None
+
+    async def account_by_ref(self, ref: str) -> tuple[Account, tuple[Budget, ...]] | None:
+        return None
+
+    async def user_for(self, account_id: str, external_id: str, *, now_ms: int) -> str | None:
+        return None
+
+    async def team_for(self, account_id: str, ref: str) -> str | None:
+        return None
+
+
+async def test_a_hanging_database_delays_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Hanging()
+    callers = Callers(store, KeyHasher("secret"), lambda: 0)
+    keys = [new_key() for _ in range(20)]
+    for key in keys:
+        await callers.by_key(key)
+    monkeypatch.setattr(module, "FRESH_S", -1.0)  # what was read is old
+    store.hangs, store.reads = True, 0
+    first = asyncio.ensure_future(callers.by_key(keys[0]))  # does not know yet that the database hangs
+    await eventually(lambda: store.reads == 1, what="it asks")
+    store.over.set()
+    assert (await first).account is not None
+    store.over = asyncio.Event()
+    for _ in range(3):
+        found = await asyncio.wait_for(asyncio.gather(*map(callers.by_key, keys)), 1)
+        assert all(caller.account is not None for caller in found)
+    assert store.reads == 2, "one read at a time finds out whether it is back"
+    with pytest.raises(TimeoutError):  # whoever is unknown has to wait, and learns nothing
+        await asyncio.wait_for(callers.by_key(new_key()), 0.05)
+
+
+async def test_a_database_that_is_back_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Hanging()
+    callers = Callers(store, KeyHasher("secret"), lambda: 0)
+    key = new_key()
+    await callers.by_key(key)
+    monkeypatch.setattr(module, "FRESH_S", -1.0)
+    store.hangs = True
+    store.over.set()
+    for _ in range(3):
+        await callers.by_key(key)
+    store.hangs, store.knows = False, False
+
+    async def refused() -> bool:
+        try:
+            await callers.by_key(key)
+        except InvalidApiKey:
+            return True
+        return False
+
+    await eventually(refused, what="the key is gone", within_s=1)
