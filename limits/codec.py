@@ -38,10 +38,12 @@ _WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
 _COUNTS_HOLDS: Final = 128
 _U32: Final = 2**32
 TIME_MAX: Final = 2**48
+BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every field up to the largest
 
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
 _HOLD = struct.Struct("<HBQIQBB")
+_PERIOD = struct.Struct("<IIHq")
 _GRANT = struct.Struct("<IQqQQi")
 
 
@@ -113,8 +115,8 @@ def _layout(demand: Demand) -> Layout:
         slots += bytes((values.index(wallet.abandon), values.index(wallet.amount)))
         limits.append(wallet.minimum)
     for budget in demand.budgets:
-        if budget.starts_at_ms >= TIME_MAX:
-            raise ValueError(f"a time is within 0 and 2^48-1, not {budget.starts_at_ms}")
+        _whole(budget.number, BUDGETS_MAX)
+        _whole(budget.starts_at_ms, TIME_MAX)
         amount, abandon, starts = (values.index(n) for n in (budget.amount, budget.abandon, budget.starts_at_ms))
         slots += bytes((amount, abandon, starts, places[keys.bucket_field(budget.number)]))
         limits += (budget.limit, budget.ends_at_ms)
@@ -278,12 +280,13 @@ def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:
         grants = sorted(state.grants, key=lambda g: (g.priority, g.expires_at_ms or 2**63, g.number))
         args.append(keys.wallet_field(state.wallet)[1:])
         args.append(b"".join(_packed_grant(g) for g in grants))
-    buckets: dict[bytes, list[bytes]] = {}
+    buckets: dict[int, list[bytes]] = {}
     for budget in snapshot.budgets:
-        packed = budget_key(budget.number, budget.starts_at_ms) + budget.counted.to_bytes(8, "little", signed=True)
-        buckets.setdefault(keys.bucket_field(budget.number), []).append(packed)
-    for field, periods in buckets.items():
-        args += (field, b"".join(periods))
+        number, starts_ms = _whole(budget.number, BUDGETS_MAX), _whole(budget.starts_at_ms, TIME_MAX)
+        packed = _PERIOD.pack(number, starts_ms % _U32, starts_ms >> 32, budget.counted)
+        buckets.setdefault(number // keys.BUDGETS_PER_BUCKET, []).append(packed)
+    for first, periods in buckets.items():
+        args += (keys.bucket_field(first * keys.BUDGETS_PER_BUCKET), b"".join(periods))
     return head, args
 
 

@@ -18,6 +18,7 @@
 assert(#KEYS == 3 and #ARGV >= 4, 'load: 3 keys, 4 arguments or more')
 
 local ACCOUNT, AT_ONCE = KEYS[1], 1000
+local PERIOD_OF_SQL, WITHOUT_PENDING_AND_HELD = string.rep('.', 18), '%0' .. string.rep('\0', 16)
 local seq, rev, turn, period = struct.unpack('<I8I8I8I8', ARGV[3])
 local wallets = tonumber(ARGV[4])
 read_clock()
@@ -85,17 +86,17 @@ end
 
 -- A bucket from SQL's periods and what Redis knows of pending and held.
 local function merge_bucket(packed, periods)
-  local fresh, before = '', packed or ''
-  for at = 1, #periods, 18 do
-    fresh = fresh .. string.sub(periods, at, at + 17) .. struct.pack('<i8i8', 0, 0)
-  end
-  for at = 1, #before, 34 do
-    local pending, held = struct.unpack('<i8i8', before, at + 18)
-    local known = find_record(fresh, string.sub(before, at, at + 9), 1, 34)
-    if known then
-      fresh = string.sub(fresh, 1, known + 17) .. struct.pack('<i8i8', pending, held) .. string.sub(fresh, known + 34)
-    elseif pending ~= 0 or held ~= 0 then
-      fresh = fresh .. string.sub(before, at, at + 9) .. struct.pack('<i8i8i8', 0, pending, held)
+  local fresh = string.gsub(periods, PERIOD_OF_SQL, WITHOUT_PENDING_AND_HELD)
+  for at = 1, packed and #packed or 0, 34 do
+    local pending, held = struct.unpack('<i8i8', packed, at + 18)
+    if pending ~= 0 or held ~= 0 then
+      local key, owed = string.sub(packed, at, at + 9), string.sub(packed, at + 18, at + 33)
+      local known = find_record(fresh, key, 1, 34)
+      if known then
+        fresh = string.sub(fresh, 1, known + 17) .. owed .. string.sub(fresh, known + 34)
+      else
+        fresh = fresh .. key .. struct.pack('<i8', 0) .. owed
+      end
     end
   end
   return fresh
