@@ -443,22 +443,23 @@ def kill9(pid: int) -> None:
 
 
 @contextlib.contextmanager
-def fleet(
-    folder: Path, *, models: Simulator | None = None, config: str | None = None, **changes: Any
-) -> Iterator[Fleet]:
+def fleet(folder: Path, *, models: Simulator | None = None, server: str = "", **changes: Any) -> Iterator[Fleet]:
     """Start an installation with two workers and wait until it is ready; everything ends with the block.
 
-    ``changes`` as ``config_text`` (redis, database, plans, lease, …).
+    ``changes`` as ``config_text`` (redis, database, plans, lease, …); ``server``: more of its server section.
     """
     os.environ.setdefault("TEST_PROVIDER_KEY", PROVIDER_KEY)
     with contextlib.ExitStack() as stack:
         simulator = models or stack.enter_context(child())
-        written = config or config_text(simulator.url, **{"workers": 2, **changes})
-        written = written.replace(
-            "server: {", 'server: {secret: "${TOLLGATE_SECRET}", admin_token: "${TOLLGATE_ADMIN_TOKEN}", ', 1
-        )
-        server = stack.enter_context(served(folder, written, env=ENVIRONMENT))
-        yield stack.enter_context(inspected(server, simulator))
+        running = stack.enter_context(served(folder, written(simulator, server, **changes), env=ENVIRONMENT))
+        yield stack.enter_context(inspected(running, simulator))
+
+
+def written(models: Simulator, server: str = "", **changes: Any) -> str:
+    """The tests' config with two workers, a secret and an admin token."""
+    text_of_config = config_text(models.url, **{"workers": 2, **changes})
+    more = 'secret: "${TOLLGATE_SECRET}", admin_token: "${TOLLGATE_ADMIN_TOKEN}", ' + (f"{server}, " if server else "")
+    return text_of_config.replace("server: {", f"server: {{{more}", 1)
 
 
 @contextlib.contextmanager
