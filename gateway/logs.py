@@ -191,6 +191,6 @@ def configure(*, level: str = "INFO", descriptor: int = 2, **context: object) ->
     root.addHandler(made)
     root.setLevel(level.upper())
     logging.captureWarnings(True)
-    for noisy in ("aiosqlite", "asyncio", "stripe", "alembic.runtime.migration"):
+    for noisy in ("aiosqlite", "asyncio", "stripe", "alembic.runtime.migration", "watchfiles"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return made

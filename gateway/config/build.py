@@ -43,9 +43,14 @@ def build(document: schema.Document, path: Path, data: bytes) -> Config:
     return Config(
         settings=_settings(document),
         catalog=_catalog(document),
-        version=hashlib.sha256(data).hexdigest()[:16],
+        version=version_of(data),
         path=path,
     )
+
+
+def version_of(data: bytes) -> str:
+    """What identifies a file's content."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def meters_of(document: schema.Document) -> dict[str, Meter]:

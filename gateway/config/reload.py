@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from watchfiles import Change, awatch
 
+from gateway.config.build import version_of
 from gateway.config.loading import load
 from gateway.config.model import Config
 from gateway.errors import ConfigError
@@ -27,6 +28,7 @@ from gateway.errors import ConfigError
 RESTART_FIELDS: Final = ("listen", "admin", "workers", "secret", "redis", "database")
 _KEYS: Final = {"redis": "storage.redis", "database": "storage.database"}
 _QUIET_MS: Final = 200  # writes closer together than this are one change
+_LOOK_MS: Final = 2000  # what happened before the watch began, or where nothing is told of changes, is seen by then
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Watcher:
         self._on_reload = on_reload
         self._adapt = adapt
         self._turn = asyncio.Lock()
+        self._read = current.version  # the file's content when it was last read
 
     async def reload(self) -> Reload:
         """Read the file and put it in force if it is valid. Reading and checking happen off the loop."""
@@ -93,11 +96,23 @@ class Watcher:
             name = Path(changed).name
             return name == path.name or name.startswith("..")  # "..data" is what a ConfigMap swaps
 
-        changes = awatch(folder, watch_filter=concerns, debounce=_QUIET_MS, step=50, stop_event=stop, recursive=False)
-        async for _ in changes:
-            await self.reload()
+        changes = awatch(
+            folder, watch_filter=concerns, debounce=_QUIET_MS, step=50, stop_event=stop, recursive=False,
+            rust_timeout=_LOOK_MS, yield_on_timeout=True,
+        )  # fmt: skip
+        async for told in changes:
+            if told or await asyncio.to_thread(self._content) != self._read:
+                await self.reload()
+
+    def _content(self) -> str:
+        """The version of what the file says now, valid or not."""
+        try:
+            return version_of(self.current.path.read_bytes())
+        except OSError as error:
+            return f"unreadable: {error.errno}"
 
     async def _outcome(self) -> Reload:
+        self._read = await asyncio.to_thread(self._content)
         try:
             found = self._adapt(await asyncio.to_thread(load, self.current.path, self._env))
         except ConfigError as error:

@@ -165,6 +165,19 @@ async def test_a_written_file_is_noticed(path: Path) -> None:
         assert running.current is outcome.config
 
 
+async def test_a_change_made_before_the_watch_began_is_noticed(path: Path) -> None:
+    """Once, whether or not the new file is valid: nothing is read again and again."""
+    told = Told()
+    running, stop = Watcher(load(path, {}), {}, told), asyncio.Event()
+    write(path, edited("tokens: 6000", "tokens: 7001"))
+    task = asyncio.create_task(running.watch(stop))
+    assert isinstance(await told.after(lambda n: None), Reloaded)
+    stop.set()
+    async with asyncio.timeout(DEADLINE_S):
+        await task
+    assert len(told.outcomes) == 1
+
+
 async def test_a_file_renamed_over_it_is_noticed(path: Path) -> None:
     def swap(attempt: int) -> None:
         new = path.with_name("config.yaml.new")
