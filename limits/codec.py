@@ -42,6 +42,8 @@ BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every fie
 
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
+_CODED_LINE = struct.Struct("<BIq")
+_CODED_BUDGET = struct.Struct("<BIIHq")
 _HOLD = struct.Struct("<HBQIQBB")
 _PERIOD = struct.Struct("<IIHq")
 _GRANT = struct.Struct("<IQqQQi")
@@ -64,6 +66,23 @@ class Layout:
     fields: tuple[bytes, ...]
     windows: tuple[int, ...]
     concurrency: tuple[int, ...]
+
+
+class Fields:
+    """The fields that a script reads, in order, from 1: those given, then whatever else its coded lines live in."""
+
+    def __init__(self, *names: bytes) -> None:
+        self.names = list(names)
+        self._places = {name: place for place, name in enumerate(names, 1)}
+
+    def place(self, name: bytes) -> int:
+        found = self._places.get(name)
+        if found is None:
+            self.names.append(name)
+            found = self._places[name] = len(self.names)
+            if found > 255:
+                raise ValueError("coded lines live in at most 255 fields")
+        return found
 
 
 class _Values:
@@ -208,6 +227,18 @@ def encode_vector(lines: Sequence[Take], budgets: Sequence[BudgetLine], *, signe
     return b"".join(parts)
 
 
+def encode_lines(lines: Sequence[Take], budgets: Sequence[BudgetLine], fields: Fields) -> bytes:
+    """The same as coded lines: with the places of the fields instead of names. Amounts were checked by the vector."""
+    parts = [bytes((len(lines),))]
+    for line in lines:
+        parts.append(_CODED_LINE.pack(fields.place(keys.wallet_field(line.wallet)), line.number, line.amount))
+    parts.append(bytes((len(budgets),)))
+    for item in budgets:
+        starts_ms, place = item.starts_at_ms, fields.place(keys.bucket_field(item.number))
+        parts.append(_CODED_BUDGET.pack(place, item.number, starts_ms % _U32, starts_ms >> 32, item.amount))
+    return b"".join(parts)
+
+
 def encode_charge(charge: Charge) -> tuple[bytes, int]:
     """A charge as it goes into the outbox, and the position of its vector in it (from 1)."""
     account = charge.account.encode()
@@ -262,12 +293,12 @@ def decode_entry(entry_id: bytes, packed: bytes, now_ms: int) -> OutboxEntry:
     return OutboxEntry(entry_id.decode(), charge, max(0, now_ms - created_ms))
 
 
-def encode_deltas(deltas: Sequence[Delta]) -> bytes:
-    """In order of seq."""
-    parts = []
+def encode_deltas(deltas: Sequence[Delta], fields: Fields) -> bytes:
+    """In order of seq: each as a vector, to be kept, and as coded lines, to be counted."""
+    parts: list[bytes] = []
     for delta in sorted(deltas, key=lambda item: item.seq):
         vector = encode_vector(delta.lines, delta.budgets, signed=True)
-        parts.append(struct.pack("<QH", delta.seq, len(vector)) + vector)
+        parts += (struct.pack("<QH", delta.seq, len(vector)), vector, encode_lines(delta.lines, delta.budgets, fields))
     return b"".join(parts)
 
 

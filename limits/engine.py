@@ -136,8 +136,9 @@ class Engine:
                 raise ValueError(f"{len(packed.windows)} windows, but {len(window_actuals)} actuals")
             used = (window_actuals[index] for index in packed.windows)
             actuals = struct.pack(f"<{len(packed.windows)}q", *(-1 if amount is None else amount for amount in used))
-        fields = (keys.META, keys.hold_field(hold_id), keys.mark_field(hold_id), *packed.fields)
-        reply = await self._run("settle", hold.account, hold_id, encoded, at, actuals, *fields)
+        fields = codec.Fields(keys.META, keys.hold_field(hold_id), keys.mark_field(hold_id), *packed.fields)
+        lines = codec.encode_lines(charge.lines, charge.budgets, fields)
+        reply = await self._run("settle", hold.account, hold_id, encoded, at, actuals, lines, *fields.names)
         return replies.decode_settled(reply)
 
     async def release(self, hold: Hold) -> None:
@@ -177,13 +178,10 @@ class Engine:
 
     async def confirm(self, confirm: Confirm) -> None:
         """SQL has this charge: count its deltas, each once; drop what was pending. Raises EngineUnavailable."""
-        fields: dict[bytes, None] = {}
-        for delta in confirm.deltas:
-            fields.update((keys.wallet_field(line.wallet), None) for line in delta.lines)
-            fields.update((keys.bucket_field(line.number), None) for line in delta.budgets)
-        hold_id = keys.hold_bytes(confirm.hold_id)
-        args = (hold_id, codec.STATES[confirm.state], codec.encode_deltas(confirm.deltas))
-        await self._run("confirm", confirm.account, *args, *fields)
+        fields = codec.Fields(keys.META)
+        deltas = codec.encode_deltas(confirm.deltas, fields)
+        args = (keys.hold_bytes(confirm.hold_id), codec.STATES[confirm.state], deltas)
+        await self._run("confirm", confirm.account, *args, *fields.names)
 
     async def peek(self, account: str, *, ticket: str, wallets: Sequence[str]) -> AccountView | Stale:
         """What Redis holds: the wallets named, and up to 512 budgets. Raises EngineUnavailable."""

@@ -5,8 +5,8 @@
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 hold id (16 bytes, string)
 --       3 state that SQL has (number: 1 lapsed, 2 settled)
---       4 deltas in order of seq: I8 seq, I2 vector length, vector (packed)
---       5… fields of the account (strings) that the deltas live in
+--       4 deltas in order of seq: I8 seq, I2 vector length, vector, then coded lines (packed, as settle's)
+--       5… fields of the account (strings): m, then those that the deltas live in
 -- Example  settled, seq 12, +1,250 on grant 7: pending 1,250 → 0, counted + 1,250, watermark 11 → 12
 -- Effect
 --   * Unless a later state is pending: the mark and its outbox entry are dropped. Settled: the hold is dropped too.
@@ -14,7 +14,7 @@
 --     deltas; the watermark moves over them, and rests while the account is stale.
 --   * Without a mark, old entries of this charge are dropped from the outbox: an account's hash was removed by hand.
 -- Reply  integer: the watermark
-assert(#KEYS == 3 and #ARGV >= 4, 'confirm: 3 keys, 4 arguments or more')
+assert(#KEYS == 3 and #ARGV >= 5, 'confirm: 3 keys, 5 arguments or more')
 
 local ORPHAN_AGE_MS, ORPHANS_MAX = 5000, 32
 local id, state, deltas = ARGV[2], tonumber(ARGV[3]), ARGV[4]
@@ -29,7 +29,7 @@ if hold and state == SETTLED then
   free_hold(KEYS[1], KEYS[3], meta, id, hold, nil)
 end
 
-use_fields(KEYS[1], {'m', unpack(ARGV, 5)})
+use_fields(KEYS[1], {unpack(ARGV, 5)})
 local kept = {}
 local unmark = mark and string.byte(mark) <= state
 local entry = unmark and string.sub(mark, 3, 2 + string.byte(mark, 2))
@@ -40,10 +40,10 @@ while at <= #deltas do
   local seq, length, first = struct.unpack('<I8I2', deltas, at)
   local field = 'k' .. string.format('%.0f', seq)
   local known = seq <= meta[SEQ] or (meta[KEPT_COUNT] > 0 and redis.call('HEXISTS', KEYS[1], field) == 1)
-  at = first + length
+  local amounts, fields, periods
+  amounts, fields, periods, at = read_lines(deltas, first + length)
   if not known then
-    local vector = string.sub(deltas, first, at - 1)
-    local amounts, fields, periods = read_vector(KEYS[1], vector, 1, false)
+    local vector = string.sub(deltas, first, first + length - 1)
     if vector == marked then -- the usual way: what was pending is what SQL counts
       add_vector(KEYS[1], meta, amounts, fields, periods, 1, -1)
       marked = nil
@@ -61,7 +61,7 @@ while at <= #deltas do
   end
 end
 if marked then
-  local amounts, fields, periods = read_vector(KEYS[1], marked, 1, false)
+  local amounts, fields, periods = read_vector(KEYS[1], marked)
   add_vector(KEYS[1], meta, amounts, fields, periods, 0, -1)
 end
 -- From here on only writes.

@@ -153,7 +153,7 @@ local function count_kept()
   local vectors = read_all(list)
   for index = 1, #list do
     if vectors[index] and meta[KEPT_LOW] + index - 1 > seq then
-      local amounts, fields, periods = read_vector(ACCOUNT, vectors[index], 1, false)
+      local amounts, fields, periods = read_vector(ACCOUNT, vectors[index])
       add_vector(ACCOUNT, meta, amounts, fields, periods, 1, 0)
     elseif vectors[index] then
       old[#old + 1] = list[index]

@@ -31,31 +31,37 @@ local function sums_of(packed)
   return capacity, resets, posted, held, cursor > 0 and cursor or (#packed + 2) / 54, from, till
 end
 
--- Change one grant of a wallet; key is its 4-byte number. One not known becomes a placeholder: amount 0, never open.
-local function bump_grant(packed, key, counted, pending, held, create)
-  key, packed = '\255G' .. key, packed or EMPTY_WALLET
-  local at = find_record(packed, key, 53, 54)
-  if not at then
-    return create and packed .. key .. struct.pack('<i8i8i8i8I6I6i4', 0, counted, pending, held, 0, 1, 0) or packed
+-- Change one grant of a wallet. One not known becomes a placeholder: amount 0, never open.
+local function bump_grant(packed, number, counted, pending, held, create)
+  packed = packed or EMPTY_WALLET
+  local from, till, posted, on_hold, cursor = struct.unpack('<I6I6xxxxxxxxxxxxxxi8i8I2', packed, 9)
+  -- Mostly it is the one that burns now.
+  local at, found, c, p, h, starts, expires = 54 * cursor - 1, nil, nil, nil, nil, nil, nil
+  if at > 0 and at < #packed then
+    found, c, p, h, starts, expires = struct.unpack('<I4xxxxxxxxi8i8i8I6I6', packed, at + 2)
   end
-  local c, p, h, starts, expires = struct.unpack('<i8i8i8I6I6', packed, at + 14)
+  if found ~= number then
+    at = find_record(packed, struct.pack('<c2I4', '\255G', number), 53, 54)
+    if not at then
+      return create and packed .. struct.pack('<c2I4i8i8i8i8I6I6i4', '\255G', number, 0, counted, pending, held, 0, 1, 0)
+        or packed
+    end
+    c, p, h, starts, expires = struct.unpack('<i8i8i8I6I6', packed, at + 14)
+  end
   c, p, h = c + counted, p + pending, h + held
   if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
     reject('a sum is out of range')
   end
-  local from, till, posted, on_hold, cursor = struct.unpack('<I6I6xxxxxxxxxxxxxxi8i8I2', packed, 9)
-  local head
+  local sums = struct.pack('<i8i8i8', c, p, h)
   if now < from or now >= till then
-    head = string.sub(packed, 1, 14) .. '\0\0\0\0\0\0' .. string.sub(packed, 21, at + 13)
+    return string.sub(packed, 1, 14) .. '\0\0\0\0\0\0' .. string.sub(packed, 21, at + 13) .. sums .. string.sub(packed, at + 38)
   elseif starts <= now and (expires == 0 or expires > now) then
     local place = (at + 1) / 54
-    head = string.sub(packed, 1, 34)
+    return string.sub(packed, 1, 34)
       .. struct.pack('<i8i8I2', posted + counted + pending, on_hold + held, place < cursor and place or cursor)
-      .. string.sub(packed, 53, at + 13)
-  else
-    head = string.sub(packed, 1, at + 13)
+      .. string.sub(packed, 53, at + 13) .. sums .. string.sub(packed, at + 38)
   end
-  return head .. struct.pack('<i8i8i8', c, p, h) .. string.sub(packed, at + 38)
+  return string.sub(packed, 1, at + 13) .. sums .. string.sub(packed, at + 38)
 end
 
 -- The periods in a field of budgets.
@@ -140,54 +146,71 @@ local function write_fields(account)
     vals[index], dirty[index] = pack_bucket(bucket), true
   end
   local args, count = {}, 0
-  for index in pairs(dirty) do
-    args[count + 1], args[count + 2], count = names[index], vals[index], count + 2
+  for index = 1, #names do
+    if dirty[index] then
+      args[count + 1], args[count + 2], count = names[index], vals[index], count + 2
+    end
   end
   if count > 0 then
     redis.call('HSET', account, unpack(args))
   end
 end
 
--- A vector, unpacked: what each grant gets by its key, the field that it is in, and its budgets, flat, three values each.
-local function read_vector(account, vector, at, create)
-  local amounts, fields = {}, {}
-  local wallets, name, lines, key, amount, count
-  wallets, at = struct.unpack('<B', vector, at)
+-- A vector, unpacked: what each grant gets by its number, the field that it is in, and its budgets, flat, four values
+-- each: field, number, start, amount.
+local function read_vector(account, vector)
+  local amounts, fields, periods = {}, {}, {}
+  local wallets, at = struct.unpack('<B', vector)
+  local name, lines, number, amount, count, starts
   for _ = 1, wallets do
     name, lines, at = struct.unpack('<Bc0B', vector, at)
     local index = locate(account, 'w' .. name)
-    if not vals[index] and create then
-      know_wallet(account, name)
-    end
     for _ = 1, lines do
-      key, amount, at = struct.unpack('<c4i8', vector, at)
-      amounts[key], fields[key] = (amounts[key] or 0) + amount, index
+      number, amount, at = struct.unpack('<I4i8', vector, at)
+      amounts[number], fields[number] = (amounts[number] or 0) + amount, index
     end
   end
   count, at = struct.unpack('<B', vector, at)
-  return amounts, fields, {struct.unpack('<' .. string.rep('I4I6i8', count), vector, at)}
+  for period = 1, 4 * count, 4 do
+    number, starts, amount, at = struct.unpack('<I4I6i8', vector, at)
+    periods[period], periods[period + 1] = locate(account, 'b' .. math.floor(number / 8)), number
+    periods[period + 2], periods[period + 3] = starts, amount
+  end
+  return amounts, fields, periods
+end
+
+-- The same from coded lines, in which the caller has said the fields by their indices. Answers where they end too.
+local function read_lines(packed, at)
+  local amounts, fields, lines, count = {}, {}, nil, nil
+  count, at = struct.unpack('<B', packed, at)
+  lines = {struct.unpack('<' .. string.rep('BI4i8', count), packed, at)}
+  for line = 1, 3 * count, 3 do
+    local number = lines[line + 1]
+    amounts[number], fields[number] = (amounts[number] or 0) + lines[line + 2], lines[line]
+  end
+  count, at = struct.unpack('<B', packed, at + 13 * count)
+  return amounts, fields, {struct.unpack('<' .. string.rep('BI4I6i8', count), packed, at)}, at + 19 * count
 end
 
 -- Add an unpacked vector, times a sign each, to counted and to pending. Placeholders only for what raises pending.
 local function add_vector(account, meta, amounts, fields, periods, counted, pending)
-  for key, sum in pairs(amounts) do
-    local index = fields[key]
+  for number, sum in pairs(amounts) do
+    local index = fields[number]
+    if not vals[index] and pending > 0 then
+      know_wallet(account, string.sub(names[index], 2))
+    end
     if vals[index] or pending > 0 then
-      vals[index] = bump_grant(vals[index], key, counted * sum, pending * sum, 0, pending > 0)
+      vals[index] = bump_grant(vals[index], number, counted * sum, pending * sum, 0, pending > 0)
       dirty[index] = true
     end
   end
-  local eighth, index, place = nil, nil, 1
-  for at = 1, #periods - 1, 3 do
-    local number, starts, amount = periods[at], periods[at + 1], periods[at + 2]
-    if math.floor(number / 8) ~= eighth then
-      eighth = math.floor(number / 8)
-      index = locate(account, 'b' .. eighth)
-    end
+  local seek = 1
+  for at = 1, #periods - 3, 4 do
+    local index, number, starts, amount = periods[at], periods[at + 1], periods[at + 2], periods[at + 3]
     if amount ~= 0 then
       -- A loaded account's missing period is a known zero; one with a later period is over and needs no count.
       local create = pending > 0 or (counted > 0 and not has_later(buckets[index] or open_bucket(index), number, starts))
-      place = bump_period(meta, index, place, number, starts, counted * amount, pending * amount, 0, create)
+      seek = bump_period(meta, index, seek, number, starts, counted * amount, pending * amount, 0, create)
     end
   end
 end
@@ -258,28 +281,33 @@ end
 -- Put a hold's live counts on (sign 1) or take them off (sign -1). actuals: nil leaves its windows as they are, else per
 -- window what was used (-1: as reserved). starts, flags: where the hold has its windows' starts, its scopes' flags.
 local function move_scopes(hold, starts, flags, scopes, values, base, sign, actuals)
-  local seen, slots = 0, flags + scopes
+  local slots = flags + scopes
   for scope = 1, scopes do
     local index, flag = base + scope, string.byte(hold, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
     local count = (#packed - 4) / 19
     local state = {struct.unpack(scope_format(count), packed)}
     if flag >= 128 then
-      state[1] = state[1] + sign
+      flag, state[1] = flag - 128, state[1] + sign
     end
-    for window = 1, actuals and flag % 128 or 0 do
+    for window = 1, actuals and flag or 0 do
       local code, length, amount = string.byte(hold, slots, slots + 2)
-      local change = actuals[seen + window] - values[amount]
-      local began = struct.unpack('<I4', hold, starts + 4 * (seen + window - 1))
-      for at = 2, actuals[seen + window] >= 0 and change ~= 0 and 4 * count or 0, 4 do
+      local used, at = actuals[window], 2
+      if used >= 0 and used ~= values[amount] then
+        while at <= 4 * count and (state[at] ~= code or state[at + 1] ~= values[length]) do
+          at = at + 4
+        end
         -- Only in the window that it was taken from: an amount belongs to its window.
-        if state[at] == code and state[at + 1] == values[length] and state[at + 2] % 4294967296 == began then
-          state[at + 3] = math.max(0, state[at + 3] + change)
+        if at <= 4 * count and state[at + 2] % 4294967296 == struct.unpack('<I4', hold, starts + 4 * window - 4) then
+          used = state[at + 3] + used - values[amount]
+          state[at + 3] = used > 0 and used or 0
         end
       end
       slots = slots + 3
     end
-    seen = seen + flag % 128
+    if actuals then
+      starts, actuals = starts + 4 * flag, {unpack(actuals, flag + 1)}
+    end
     vals[index], dirty[index] = struct.pack(scope_format(count), unpack(state, 1, 4 * count + 1)), true
   end
 end
@@ -290,11 +318,11 @@ local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
   local takes, windows = string.byte(hold, 24, 25)
   local at = 26
   for _ = 1, takes do
-    local key, amount, wallet = struct.unpack('<c4I8B', hold, at)
-    local index, pending = base + wallet, amounts[key]
-    vals[index] = bump_grant(vals[index], key, 0, pending or 0, sign * amount, sign > 0 or pending)
+    local number, amount, wallet = struct.unpack('<I4I8B', hold, at)
+    local index, pending = base + wallet, amounts[number]
+    vals[index] = bump_grant(vals[index], number, 0, pending or 0, sign * amount, sign > 0 or pending)
     dirty[index], at = true, at + 13
-    amounts[key] = nil
+    amounts[number] = nil
   end
   local values, counts = read_values(hold, at + 4 * windows)
   local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)
@@ -302,14 +330,18 @@ local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
   local flags = place + 4 * budgets
   local numbers = {struct.unpack('<' .. string.rep('I4', budgets), hold, flags + scopes + 3 * windows)}
   for budget = 1, budgets do
-    local amount, _, starts, bucket = string.byte(hold, place, place + 3)
-    local number, pending = numbers[budget], 0
-    starts, place = values[starts], place + 4
-    if periods[3 * budget - 2] == number and periods[3 * budget - 1] == starts then
-      pending, periods[3 * budget] = periods[3 * budget], 0
+    local amount, _, starts, index = string.byte(hold, place, place + 3)
+    local number, pending, line = numbers[budget], 0, 4 * budget
+    starts, index, place = values[starts], base + wallets + index, place + 4
+    if periods[line - 2] == number and periods[line - 1] == starts then
+      pending, periods[line] = periods[line], 0
     end
-    local index, held = base + wallets + bucket, sign * values[amount]
-    seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
+    local held, bucket = sign * values[amount], buckets[index] or open_bucket(index)
+    if bucket[seek] == number and bucket[seek + 1] == starts and pending <= 0 and held <= 0 then
+      bucket[seek + 4], seek = bucket[seek + 4] + held, seek + 5
+    else
+      seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
+    end
   end
   move_scopes(hold, at, flags, scopes, values, base + wallets + count, sign, actuals)
 end

@@ -7,30 +7,32 @@
 --       3 the charge as it goes into the outbox (packed bytes, see prelude.lua)
 --       4 position of the charge's vector in it (number, from 1)
 --       5 what each window really took, in the hold's order: I8 or -1 = as reserved (packed; "" = all as reserved)
---       6 fields of the account: m, h<hold id>, p<hold id>, then the slots' fields in the tail's order
+--       6 the vector once more as coded lines, packed: B lines of (B field from 1, I4 number, i8 amount in steps);
+--         B budgets of (B field, I4 number, I6 start ms, i8 amount)
+--       7 fields of the account: m, h<hold id>, p<hold id>, the slots' fields in the tail's order, others of the charge
 -- Example  a hold of 4,000 steps on grant 7, charged 1,250: held 4,000 → 0, pending 0 → 1,250, one outbox entry
 -- Effect
 --   * One path, whether the account is stale, absent or live and whether the hold is known: the charge is never refused.
 --   * Pending rises on the grants and budgets of the charge; what Redis does not know becomes a placeholder.
 --   * A pending lapse of the same hold is replaced. A pending settle of it: nothing changes but that the hold is freed.
 -- Reply (one string)  "E", B known (1 = Redis had the hold), I8 now ms, record
-assert(#KEYS == 3 and #ARGV >= 8, 'settle: 3 keys, 8 arguments or more')
+assert(#KEYS == 3 and #ARGV >= 9, 'settle: 3 keys, 9 arguments or more')
 
 local id, charge, at = ARGV[2], ARGV[3], tonumber(ARGV[4])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
-use_fields(KEYS[1], {unpack(ARGV, 6)})
+use_fields(KEYS[1], {unpack(ARGV, 7)})
 local meta = vals[1] and read_meta(vals[1]) or new_meta(KEYS[3])
 local hold, mark = vals[2], vals[3]
 local settled = mark and string.byte(mark) == SETTLED
 local replaced = mark and not settled and string.sub(mark, 3, 2 + string.byte(mark, 2))
 if replaced then
-  local amounts, fields, periods = read_vector(KEYS[1], mark, 3 + #replaced, false)
+  local amounts, fields, periods = read_vector(KEYS[1], string.sub(mark, 3 + #replaced))
   add_vector(KEYS[1], meta, amounts, fields, periods, 0, -1)
 end
 local amounts, fields, periods = {}, {}, {}
 if not settled then
-  amounts, fields, periods = read_vector(KEYS[1], charge, at, true)
+  amounts, fields, periods = read_lines(ARGV[6], 1)
 end
 if hold then
   local windows = #ARGV[5] / 8
