@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -25,10 +25,47 @@ class Outcome:
     is_kept: bool = False
 
 
+class Clock:
+    """The little that a connection wants of its loop, in a time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+        self.timers: list[Timer] = []  # every one that was ever set
+        self.create_future = asyncio.get_running_loop().create_future
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_at(self, when_s: float, call: Callable[[], None]) -> Timer:
+        self.timers.append(Timer(when_s, call))
+        return self.timers[-1]
+
+    async def passes(self, seconds: float) -> None:
+        until_s = self.now_s + seconds
+        while due := [timer for timer in self.timers if timer.is_set and timer.when_s <= until_s]:
+            timer = min(due, key=lambda timer: timer.when_s)
+            self.now_s, timer.is_set = max(self.now_s, timer.when_s), False
+            timer.call()
+            await asyncio.sleep(0)
+        self.now_s = until_s
+        await asyncio.sleep(0)
+
+
+@dataclass(slots=True)
+class Timer:
+    when_s: float
+    call: Callable[[], None]
+    is_set: bool = True
+
+    def cancel(self) -> None:
+        self.is_set = False
+
+
 class Wire:
     """The connection's transport and its home, both."""
 
     def __init__(self) -> None:
+        self.clock = Clock()
         self.sent = bytearray()
         self.is_open = True
         self.is_reading = True
@@ -36,6 +73,7 @@ class Wire:
         self.is_kept = False
         self.left = 0
         self.connection = Connection(self, memoryview(bytearray(BUFFER_BYTES)))
+        self.connection._loop = cast(asyncio.AbstractEventLoop, self.clock)
         self.connection.connection_made(cast(asyncio.Transport, self))
 
     # --- a transport
@@ -77,8 +115,9 @@ class Wire:
 
     # --- the test's side
 
-    def ask(self, *, idle_s: float = FAR_S) -> asyncio.Future[Answer | Exception]:
-        return self.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", due_s=FAR_S, idle_s=idle_s, leaving=self._leave)
+    def ask(self, *, first_byte_s: float = FAR_S, idle_s: float = FAR_S) -> asyncio.Future[Answer | Exception]:
+        due_s = self.clock.now_s + first_byte_s
+        return self.connection.ask(b"POST / HTTP/1.1\r\n\r\n", b"{}", due_s=due_s, idle_s=idle_s, leaving=self._leave)
 
     def _leave(self) -> None:
         self.left += 1

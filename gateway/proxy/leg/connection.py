@@ -60,13 +60,18 @@ class Home(Protocol):
 class Connection(asyncio.BufferedProtocol):
     """A protocol of asyncio's, and the callbacks of the parser that it feeds."""
 
-    def __init__(self, home: Home, buffer: memoryview) -> None:
-        """``buffer`` may be shared by all connections of a loop: what is read is parsed before anybody else reads."""
+    def __init__(self, home: Home, buffer: memoryview, line: asyncio.Transport | None = None) -> None:
+        """``buffer`` may be shared by all connections of a loop: what is read is parsed before anybody else reads.
+
+        ``line`` is the transport below TLS. For a slow reader it is this that is paused: TLS itself would read on, and
+        (uvloop's) lose what it has not yet deciphered when the upstream ends the connection.
+        """
         self._home = home
         self._buffer = buffer
         self._loop = asyncio.get_running_loop()
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
+        self._line = line
         self._stage = _FREE
         self._due_s = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -129,8 +134,8 @@ class Connection(asyncio.BufferedProtocol):
         return self._loop.create_future()
 
     def resume(self) -> None:
-        if self._transport is not None:
-            self._transport.resume_reading()
+        if self._line is not None:
+            self._line.resume_reading()
 
     def abandon(self) -> None:
         """Whoever asked wants nothing more of it. Idempotent."""
@@ -150,6 +155,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._line = self._line or self._transport
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer
@@ -181,9 +187,9 @@ class Connection(asyncio.BufferedProtocol):
         """Pieces came."""
         answer.unread_bytes += nbytes
         answer.wake()
-        if answer.unread_bytes > UNREAD_BYTES_HIGH and not answer.is_paused and self._transport is not None:
+        if answer.unread_bytes > UNREAD_BYTES_HIGH and not answer.is_paused and self._line is not None:
             answer.is_paused = True
-            self._transport.pause_reading()
+            self._line.pause_reading()
 
     def eof_received(self) -> None:
         """The upstream's own end of the stream; the transport then closes itself."""
@@ -200,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         self._drop(exc or ConnectionResetError("closed"))
         if self._timer is not None:
             self._timer.cancel()
-        self._parser = self._transport = self._timer = None
+        self._parser = self._transport = self._line = self._timer = None
 
     def _has_all_unsent(self) -> bool:
         """Whether the peer's system has acknowledged nothing of the request.
@@ -291,7 +297,7 @@ class Connection(asyncio.BufferedProtocol):
         assert transport is not None
         if self._is_clean and not transport.is_closing() and not transport.get_write_buffer_size():
             if answer.is_paused:
-                transport.resume_reading()
+                self.resume()
             self._stage = _FREE
             self._home.put(self)
         else:

@@ -80,12 +80,7 @@ class Pool:
             for name, value in _PROBES.items():
                 if hasattr(socket, name):
                     sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-            _, connection = await self._loop.create_connection(
-                lambda: Connection(self, self._buffer),
-                sock=sock,
-                ssl=self._tls,
-                server_hostname=self._origin.host if self._tls is not None else None,
-            )
+            connection = await (self._plain(sock) if self._tls is None else self._encrypted(sock, self._tls))
         except BaseException:
             sock.close()
             raise
@@ -93,6 +88,25 @@ class Pool:
             connection.abandon()
             raise ConnectionResetError("closed at once")
         self._all.add(connection)
+        return connection
+
+    async def _plain(self, sock: socket.socket) -> Connection:
+        """Raises OSError, RuntimeError."""
+        _, connection = await self._loop.create_connection(lambda: Connection(self, self._buffer), sock=sock)
+        return connection
+
+    async def _encrypted(self, sock: socket.socket, tls: ssl.SSLContext) -> Connection:
+        """Raises OSError, ValueError, RuntimeError."""
+        line, _ = await self._loop.create_connection(asyncio.Protocol, sock=sock)
+        connection = Connection(self, self._buffer, line)
+        try:
+            transport = await self._loop.start_tls(line, connection, tls, server_hostname=self._origin.host)
+        except BaseException:
+            line.abort()
+            raise
+        if transport is None:
+            raise ConnectionResetError("closed at once")
+        connection.connection_made(transport)
         return connection
 
     async def _look_up(self) -> Sequence[AddrInfoType]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import pairwise
 
 import pytest
 
@@ -145,41 +144,79 @@ async def test_an_answer_before_the_end_of_its_request_is_given_and_spoils_its_c
 
 async def test_silence_is_a_timeout_of_who_waits_for_it() -> None:
     wire = Wire()
-    answer = await begun(wire, LENGTH + b"he", idle_s=0.02)
+    answer = await begun(wire, LENGTH + b"he", idle_s=5)
     assert await answer.read() == b"he"
-    with pytest.raises(UpstreamTimeout):
-        await answer.read()
-    with pytest.raises(UpstreamTimeout):
-        await answer.read()
+    reader = await waiting(answer)
+    await wire.clock.passes(4.9)
+    assert not reader.done()
+    await wire.clock.passes(0.2)
+    for late in (reader, answer.read()):
+        with pytest.raises(UpstreamTimeout):
+            await late
     assert not wire.is_open
 
 
 async def test_a_reader_that_takes_its_time_is_no_silence() -> None:
     """The timer fires while nobody waits, and nothing happens; it is set anew by the next wait."""
     wire = Wire()
-    answer = await begun(wire, idle_s=0.02)
+    answer = await begun(wire, idle_s=5)
     reader = await waiting(answer)
+    await wire.clock.passes(4)
     wire.come(b"he")
     assert await reader == b"he"
-    loop = asyncio.get_running_loop()
-    passed = loop.create_future()
-    loop.call_later(0.06, passed.set_result, None)
-    await passed
+    await wire.clock.passes(60)
     assert wire.is_open
     reader = await waiting(answer)
-    wire.come(b"llo")
-    assert await reader == b"llo"
+    await wire.clock.passes(4)
+    assert not reader.done()
+    await wire.clock.passes(2)
+    with pytest.raises(UpstreamTimeout):
+        await reader
 
 
-async def test_each_piece_begins_the_silence_anew() -> None:
+async def test_each_piece_begins_the_silence_anew_and_sets_no_timer() -> None:
     wire = Wire()
-    answer = await begun(wire, CHUNKED, idle_s=0.3)
-    loop = asyncio.get_running_loop()
-    times = [loop.time()]
-    for _ in range(4):
-        loop.call_later(0.1, wire.come, b"1\r\nx\r\n")
-        assert await answer.read() == b"x"
-        times.append(loop.time())
-    assert all(later - earlier < 0.3 for earlier, later in pairwise(times)) and times[-1] - times[0] > 0.3
-    assert wire.is_open
-    answer.close()
+    answer = await begun(wire, CHUNKED, idle_s=5)
+    for _ in range(1_000):
+        reader = await waiting(answer)
+        await wire.clock.passes(0.1)
+        wire.come(b"1\r\nx\r\n")
+        assert await reader == b"x"
+    assert len(wire.clock.timers) <= 2 + 100 / 5 * 1.1
+    reader = await waiting(answer)
+    await wire.clock.passes(5.1)
+    with pytest.raises(UpstreamTimeout):
+        await reader
+
+
+async def test_an_answer_that_does_not_begin_in_time_ends_the_connection() -> None:
+    """Interim answers are no beginning."""
+    wire = Wire()
+    asked = wire.ask(first_byte_s=30, idle_s=5)
+    await wire.clock.passes(29.9)
+    wire.come(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+    assert not asked.done()
+    await wire.clock.passes(0.2)
+    assert isinstance(asked.result(), TimeoutError) and not wire.is_open
+
+
+async def test_the_timer_of_one_call_does_not_end_the_next() -> None:
+    wire = Wire()
+    for _ in range(50):
+        answer = await begun(wire, LENGTH, idle_s=5)
+        reader = await waiting(answer)
+        await wire.clock.passes(4)
+        wire.come(b"hello")
+        assert await reader == b"hello" and await answer.read() == b""
+    assert wire.is_open and len(wire.clock.timers) < 50 * 2
+
+
+async def test_a_free_connection_ends_when_it_is_due() -> None:
+    wire = Wire()
+    for _ in range(3):
+        await begun(wire, HELLO, idle_s=5)
+        wire.connection.expect(wire.clock.now_s + 30)
+        await wire.clock.passes(29.9)
+        assert wire.is_open and wire.connection.is_free
+    await wire.clock.passes(0.2)
+    assert not wire.is_open and not wire.connection.is_free

@@ -168,6 +168,28 @@ async def test_a_slow_reader_of_a_long_answer_gets_all_of_it(trusting: HttpLeg, 
     assert sum(pieces) == size and max(pieces) <= 32_768 + 65_536
 
 
+async def test_an_upstream_that_leaves_takes_nothing_from_a_slow_reader(trusting: HttpLeg) -> None:
+    """What has arrived is given, though the connection ended while nobody read."""
+    body = b"x" * 150_000
+
+    def serve_one(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+        with server_tls().wrap_socket(sock, server_side=True) as spoken:
+            received = b""
+            while not received.endswith(b"{}"):
+                received += spoken.recv(65_536)
+            spoken.sendall(answer(body, headers=b"Connection: close\r\n"))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(asyncio.to_thread(serve_one, listener))
+        found = await ask(trusting, f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        await serving
+        await turns(100)
+        assert found.is_paused
+        assert await rest(found) == body
+
+
 async def test_a_connection_whose_upstream_said_goodbye_is_not_used_again(trusting: HttpLeg, up: Upstream) -> None:
     async def script(link: Link) -> None:
         await link.request()
