@@ -30,6 +30,7 @@ from gateway.proxy.settle import make_bill, settle
 from gateway.proxy.visit import Visit
 from gateway.quota.admission import Admission, Bill
 
+_RESTARTED = "The gateway is being stopped or restarted. What was produced is charged."
 CLIENT_LEFT_STATUS = 499  # in the metrics: nobody saw an answer
 
 
@@ -189,7 +190,8 @@ class Exchange:
         except (UpstreamInterrupted, UpstreamTimeout) as error:
             self.end = self._end_of(End.UPSTREAM_ERROR)
             if scanner.event_boundary() and not writer.within_event:
-                await writer.write(self.adapter.error_event(error, self.admission.hold.hold_id, scanner))
+                told = self._truly(error)
+                await writer.write(self.adapter.error_event(told, self.admission.hold.hold_id, scanner))
             else:
                 writer.break_off()
         except BaseException:
@@ -198,6 +200,10 @@ class Exchange:
         finally:
             self.gateway.count_stream(-1)
         self._answer(response)
+
+    def _truly(self, error: TollgateError) -> TollgateError:
+        """Who broke off: it may have been us."""
+        return UpstreamInterrupted(_RESTARTED, retry_after_s=error.retry_after_s) if self._stopping else error
 
     def _end_of(self, otherwise: End) -> End:
         if self.visit.left:
@@ -220,7 +226,7 @@ class Exchange:
             return
         self._answer(
             answers.error_response(
-                error,
+                self._truly(error),
                 self.adapter,
                 request_id=self.admission.hold.hold_id,
                 quota_status=self.asked.config.settings.quota_status,
