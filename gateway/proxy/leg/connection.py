@@ -6,7 +6,7 @@ Rules
 2. An answer ends with its length, its last chunk or, where it has neither, with the sender's own end of the stream:
    over TLS that is its close_notify, not a cut line. Anything else is a break.
 3. Bounded are the head (with all interim ones), what a body brings beside its data (chunk extensions, trailers), and
-   what waits for a slow reader: ``UNREAD_BYTES_HIGH`` and one more buffer.
+   what waits for a slow reader: ``UNREAD_BYTES_HIGH`` and one read more (64 KB; with TLS, that the loop chooses, 256).
 4. One timer for each connection, moved only when it fires: a request and a chunk cost none.
 
 Not here: whom to connect to, and which connections are kept.

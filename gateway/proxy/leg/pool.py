@@ -18,6 +18,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Sequence
+from typing import cast
 
 from aiohappyeyeballs import AddrInfoType, start_connection
 
@@ -30,6 +31,16 @@ NAMES_KEPT_S = 30.0
 _NEXT_ADDRESS_S = 0.25
 # Middleboxes forget connections on which nothing passes while a model thinks; the official SDKs ask for these, too.
 _PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5}
+
+
+class _Threshold(asyncio.Protocol):
+    """What hears a connection until TLS begins: nothing, or it isn't TLS."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.abort()
 
 
 class Pool:
@@ -97,7 +108,9 @@ class Pool:
 
     async def _encrypted(self, sock: socket.socket, tls: ssl.SSLContext) -> Connection:
         """Raises OSError, ValueError, RuntimeError."""
-        line, _ = await self._loop.create_connection(asyncio.Protocol, sock=sock)
+        line, _ = await self._loop.create_connection(_Threshold, sock=sock)
+        if line.is_closing():
+            raise ConnectionResetError("spoke before TLS")
         connection = Connection(self, self._buffer, line)
         try:
             transport = await self._loop.start_tls(line, connection, tls, server_hostname=self._origin.host)
