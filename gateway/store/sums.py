@@ -23,17 +23,18 @@ class Sums:
         """The sums of these accounts at one instant: on grants that had not ended at ``grants_since_ms``, and of live
         budgets in their periods since ``budgets_since_ms``. Raises StoreUnavailable."""
         found: dict[str, AccountSums] = {}
+        ids = list(account_ids)
         grant, budget, use = grants.c, budgets.c, budget_uses.c
-        seqs = select(accounts.c.id, accounts.c.seq).where(accounts.c.id.in_(account_ids))
+        seqs = select(accounts.c.id, accounts.c.seq).where(accounts.c.id.in_(ids))
         not_ended = or_(grant.expires_at_ms == 0, grant.expires_at_ms > grants_since_ms)
         used = select(grant.account_id, grant.number, grant.wallet, grant.used).where(
-            grant.account_id.in_(account_ids), not_ended
+            grant.account_id.in_(ids), not_ended
         )
         of_budget = and_(use.account_id == budget.account_id, use.number == budget.number)
         uses = (
             select(budget.account_id, budget.number, budget.meter, use.starts_at_ms, func.coalesce(use.used, 0))
             .join_from(budgets, budget_uses, and_(of_budget, use.starts_at_ms >= budgets_since_ms), isouter=True)
-            .where(budget.account_id.in_(account_ids), budget.removed_at_ms == 0)
+            .where(budget.account_id.in_(ids), budget.removed_at_ms == 0)
         )
         async with self._database.snapshot() as connection:
             for account_id, seq in await connection.execute(seqs):
