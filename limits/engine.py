@@ -185,7 +185,8 @@ class Engine:
 
     async def peek(self, account: str, *, ticket: str, wallets: Sequence[str]) -> AccountView | Stale:
         """What Redis holds: the wallets named, and up to 512 budgets. Raises EngineUnavailable."""
-        fields = (keys.META, *(keys.wallet_field(wallet) for wallet in wallets))
+        pairs = ((keys.wallet_field(wallet), keys.list_field(wallet)) for wallet in wallets)
+        fields = (keys.META, *(field for pair in pairs for field in pair))
         reply = await self._run("peek", account, ticket, BUCKETS_PEEKED_MAX, *fields)
         if isinstance(reply, bytes):
             return Stale(reply[1:].decode())

@@ -66,6 +66,11 @@ def wallet_field(wallet: str) -> bytes:
     return b"w" + name
 
 
+def list_field(wallet: str) -> bytes:
+    """The wallet's grants, beside its own field."""
+    return b"x" + wallet_field(wallet)[1:]
+
+
 def bucket_field(budget: int) -> bytes:
     """Budgets live together, eight to a field, by their numbers."""
     return b"b%d" % (budget // BUDGETS_PER_BUCKET)

@@ -53,7 +53,8 @@ _CROSSED = struct.Struct("<BH")
 _META = struct.Struct("<16s30sIII")
 _GRANT = struct.Struct("<IqqqqIHIHi")
 _BUDGET = struct.Struct("<IIHqqq")
-_HEAD: Final = 52  # a wallet's field begins with what was warned of and its sums
+_BURNING = struct.Struct("<HIqqqq")
+_SUMS_SIZE: Final = 50  # a wallet's field begins with what was warned of and its sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,24 +199,41 @@ def decode_view(reply: Sequence[bytes], wallets: Sequence[str]) -> AccountView:
     now_ms = _Q.unpack_from(reply[0], 1)[0]
     _, times, _, holds, _ = _META.unpack_from(reply[1])
     rev, seq, turn_at_ms = (u48(times, at) for at in (0, 6, 12))
-    shown = tuple(decode_wallet(wallet, packed, now_ms) for wallet, packed in zip(wallets, reply[2:], strict=False))
+    shown = tuple(
+        decode_wallet(wallet, reply[2 + 2 * index], reply[3 + 2 * index], now_ms)
+        for index, wallet in enumerate(wallets)
+    )
     budgets = []
-    for packed in reply[2 + len(wallets) :]:
+    for packed in reply[2 + 2 * len(wallets) :]:
         for number, low, high, counted, pending, held in _BUDGET.iter_unpack(packed):
             budgets.append((number, low + (high << 32), counted, pending, held))
     return AccountView(rev, seq, turn_at_ms, shown, tuple(budgets), holds, now_ms)
 
 
-def decode_wallet(wallet: str, packed: bytes, now_ms: int) -> tuple[WalletView, tuple[GrantView, ...]]:
-    """A wallet's field: its sums over what is open now, and every grant that Redis knows."""
+def decode_wallet(wallet: str, packed: bytes, listed: bytes, now_ms: int) -> tuple[WalletView, tuple[GrantView, ...]]:
+    """A wallet's field and its list: its sums over what is open now, and every grant that Redis knows.
+
+    The grant that burns now is known best by the wallet's field."""
+    place = number = counted = pending = held = 0
+    if packed:
+        place, number, _, counted, pending, held = _BURNING.unpack_from(packed, _SUMS_SIZE)
     grants = []
-    for at in range(_HEAD, len(packed), 2 + _GRANT.size):
-        number, amount, counted, pending, held, s_low, s_high, e_low, e_high, priority = _GRANT.unpack_from(
-            packed, at + 2
-        )
-        starts_at_ms, expires_at_ms = s_low + (s_high << 32), e_low + (e_high << 32)
-        grants.append(GrantView(number, amount, counted, pending, held, expires_at_ms, starts_at_ms, priority))
+    for index in range(len(listed) // (2 + _GRANT.size)):
+        values = _GRANT.unpack_from(listed, index * (2 + _GRANT.size) + 2)
+        grant = _grant_view(*values)
+        if index + 1 == place:
+            assert grant.number == number, "the wallet's field names a grant of its list"
+            grant = replace(grant, counted=counted, pending=pending, held=held)
+        grants.append(grant)
     return view_of(wallet, grants, now_ms), tuple(grants)
+
+
+def _grant_view(
+    number: int, amount: int, counted: int, pending: int, held: int,
+    starts_low: int, starts_high: int, expires_low: int, expires_high: int, priority: int,
+) -> GrantView:  # fmt: skip
+    starts_at_ms, expires_at_ms = starts_low + (starts_high << 32), expires_low + (expires_high << 32)
+    return GrantView(number, amount, counted, pending, held, expires_at_ms, starts_at_ms, priority)
 
 
 def view_of(wallet: str, grants: Sequence[GrantView], now_ms: int) -> WalletView:

@@ -7,8 +7,7 @@ Rules
 1. One file per verb in ``lua/``, named as the engine's method. ``lua/prelude*.lua`` hold shared locals, in blocks
    separated by blank lines; a script carries only the blocks whose names it reaches.
 2. Shared constants, ``local UPPER_CASE = literal``, are written into the code as their values.
-3. ``-- Seldom: name`` in a script's header: what only this function needs is defined when ``seldom()`` is called,
-   which answers the function.
+3. ``-- Seldom: name name`` in a script's header: these are defined, with what only they need, when they are called.
 4. A script's header says which flags its shebang has (``-- Flags: allow-oom``): what ends a hold runs over
    ``maxmemory`` too.
 5. A script is known by its SHA-1, so that two releases side by side never mix their scripts.
@@ -25,7 +24,7 @@ from typing import Final
 
 from limits.resp import Script
 
-SHARED: Final = ("prelude", "prelude_holds", "prelude_lapse", "prelude_demand")
+SHARED: Final = ("prelude", "prelude_grants", "prelude_holds", "prelude_lapse", "prelude_demand")
 NAMES: Final = (
     "reserve", "extend", "settle", "release", "renew", "load", "confirm", "peek",
     "mark_stale", "outbox", "sweep", "lapse", "sync_seq", "lead",
@@ -36,7 +35,7 @@ _DEFINED: Final = re.compile(r"^local (?:function (\w+)|([\w, ]+))", re.MULTILIN
 _WORD: Final = re.compile(r"\b[A-Za-z_]\w*\b")
 _COMMENT: Final = re.compile(r"--.*")
 _FLAGS: Final = re.compile(r"^-- Flags: (.+)$", re.MULTILINE)
-_SELDOM: Final = re.compile(r"^-- Seldom: (\w+)$", re.MULTILINE)
+_SELDOM: Final = re.compile(r"^-- Seldom: ([\w ]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +97,16 @@ def compose(source: str, shared: Shared) -> str:
     flags, seldom = _FLAGS.search(source), _SELDOM.search(source)
     assert flags, "a script's header names its flags"
     code = "\n".join(line for line in _COMMENT.sub("", source).splitlines() if line.strip())
-    rare = frozenset((seldom[1],)) if seldom else frozenset[str]()
+    rare = frozenset(seldom[1].split()) if seldom else frozenset[str]()
     always = shared.reached(words_of(code), without=rare)
-    parts = [shared.blocks[index].text for index in sorted(always)]
-    if seldom:
-        inner = [shared.blocks[index].text for index in sorted(shared.reached(rare) - always)]
-        parts += ("local function seldom()", *inner, f"return {seldom[1]}", "end")
+    used = words_of(code).union(*(shared.blocks[index].words for index in always))
+    parts = []
+    for index, block in enumerate(shared.blocks):
+        if index in always:
+            parts.append(block.text)
+        for name in sorted(block.names & rare & used):
+            inner = [shared.blocks[one].text for one in sorted(shared.reached(frozenset((name,))) - always)]
+            parts += (f"local function {name}(...)", *inner, f"return {name}(...)", "end")
     text = _WORD.sub(lambda word: shared.constants.get(word[0], word[0]), "\n".join((*parts, code)))
     return ("#!lua" if flags[1] == "none" else f"#!lua flags={flags[1]}") + "\n" + text + "\n"
 

@@ -1,6 +1,7 @@
 -- Grow an open hold: check what it asks for on top against every slot, and take all of that or nothing.
 --
 -- Flags: none
+-- Seldom: sum_up take_listed add_period has_later
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 the hold, packed: c16 hold id, I2 version that the caller has (count)

@@ -56,17 +56,16 @@ local function check_sum(grants, at_ms)
   end
 end
 
--- A wallet's field from SQL's grants and what Redis knows of pending and held.
-local function merge_wallet(packed, grants)
-  -- The warnings stay; the sums are made anew by the next reserve.
-  local parts, named = {string.sub(packed or EMPTY_WALLET, 1, 8) .. string.sub(EMPTY_WALLET, 9)}, ''
+-- A wallet's list from SQL's grants and what Redis knows of pending and held.
+local function merge_list(list, grants)
+  local parts, named = {}, ''
   check_sum(grants, now)
   for at = 1, #grants, 40 do
     local key, amount, counted, begins, expires, priority = struct.unpack('<c4I8i8I8I8i4', grants, at)
     local pending, held = 0, 0
-    local known = packed and find_record(packed, '\255G' .. key, 53, 54)
+    local known = find_record(list, '\255G' .. key, 1, 54)
     if known then
-      pending, held = struct.unpack('<i8i8', packed, known + 22)
+      pending, held = struct.unpack('<i8i8', list, known + 22)
     end
     named = named .. key
     if begins > now then
@@ -75,8 +74,8 @@ local function merge_wallet(packed, grants)
     parts[#parts + 1] = '\255G' .. key
       .. struct.pack('<i8i8i8i8I6I6i4', amount, counted, pending, held, begins, expires, priority)
   end
-  for at = 53, packed and #packed or 0, 54 do
-    local key, pending, held = string.sub(packed, at + 2, at + 5), struct.unpack('<i8i8', packed, at + 22)
+  for at = 1, #list, 54 do
+    local key, pending, held = string.sub(list, at + 2, at + 5), struct.unpack('<i8i8', list, at + 22)
     if (pending ~= 0 or held ~= 0) and not find_record(named, key, 1, 4) then
       parts[#parts + 1] = '\255G' .. key .. struct.pack('<i8i8i8i8I6I6i4', 0, 0, pending, held, 0, 1, 0)
     end
@@ -117,9 +116,14 @@ local function merge_wallets()
       names[#names + 1], list = 'w' .. name, list .. string.char(#name) .. name
     end
   end
-  local before = read_all(names)
+  vals = read_all(names)
   for index = 1, #names do
-    vals[index], dirty[index] = merge_wallet(before[index], given[names[index]]), true
+    local wallet, before, place = read_wallet(ACCOUNT, index)
+    local grants = merge_list(before, given[names[index]])
+    -- What was warned of stays; the sums are made anew by the next reserve.
+    wallet[TILL] = 0
+    burn(wallet, grants, 0)
+    keep_wallet(index, wallet, place, grants)
   end
   return list
 end

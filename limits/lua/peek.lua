@@ -5,8 +5,8 @@
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 ticket: a nonce (string), kept if the account is found stale
 --       3 most buckets of 8 budgets to show (count)
---       4… fields of the account: m, then w<wallet> per wallet asked for
--- Example  one wallet: {"P…", wallet, bucket 0}
+--       4… fields of the account (strings): m, then w<wallet> and x<wallet> per wallet asked for
+-- Example  one wallet: {"P…", meta, wallet, list, bucket 0}
 -- Effect
 --   * None on a live account.
 -- Reply  string "S" .. ticket: stale; else array: "P" .. I8 now ms, then the fields (packed, "" = absent), then buckets

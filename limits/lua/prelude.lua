@@ -6,9 +6,11 @@
 --   meta    field m: c16 stamp, I6 rev, I6 seq (watermark), I6 turn ms, I6 period ms, I6 due ms, I4 group, I4 open holds,
 --           I4 budget buckets; when seqs are kept above the watermark also I4 count, I6 lowest, I6 highest
 --   wallet  field w<wallet>: I6 warned period ms, I2 warned permille; sums over the open grants: I6 valid from ms,
---           I6 valid until ms, i8 capacity, I6 earliest expiry ms (0 = none), i8 posted, i8 held, I2 cursor (no open grant
---           before it has anything free); then grants in burn order, 54 bytes each:
---           "\255G", I4 number, i8 amount, i8 counted, i8 pending, i8 held, I6 starts ms, I6 expires ms, i4 priority
+--           I6 valid until ms, i8 capacity, I6 earliest expiry ms (0 = none), i8 posted, i8 held; then the grant that
+--           burns now, the first open one with something free: I2 its place in the list (0 = none), I4 number, i8 amount,
+--           i8 counted, i8 pending, i8 held (these stand here, not in the list)
+--   list    field x<wallet>: every grant in burn order, 54 bytes each: "\255G", I4 number, i8 amount, i8 counted,
+--           i8 pending, i8 held, I6 starts ms, I6 expires ms, i4 priority
 --   bucket  field b<number / 8>: budgets, 34 bytes each: I4 number, I6 starts ms, i8 counted, i8 pending, i8 held
 --   scope   field s<kind><id>: I4 live holds, then windows, 19 bytes each: B code, I4 length s, I6 starts ms, i8 used
 --   hold    field h<id>: I2 version, B flags (1 = first byte told), I8 created ms, I4 lease ms, I8 lease end ms,
@@ -31,9 +33,11 @@ local STAMP, REV, SEQ, TURN, PERIOD, DUE, GROUP, HOLDS, BUCKETS, KEPT_COUNT, KEP
 
 local NO_STAMP = '................'
 
-local EMPTY_WALLET = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+local WALLET, FOREVER = '<I6I2I6I6i8I6i8i8I2I4i8i8i8i8', 281474976710655
 
-local SUMS, FOREVER = '<I6I6i8I6i8i8I2', 281474976710655
+local WARNED, LEVEL, FROM, TILL, CAPACITY, RESETS, POSTED, ON_HOLD = 1, 2, 3, 4, 5, 6, 7, 8
+
+local PLACE, NUMBER, AMOUNT, COUNTED, PENDING, HELD_OF_IT = 9, 10, 11, 12, 13, 14
 
 local HOLD = '<I2BI8I4I8BB'
 

@@ -53,65 +53,73 @@ local function check_warnings(index, wallet, spent)
   end
   if reached > level then
     vals[index] = struct.pack('<I6I2', account[PERIOD], reached) .. string.sub(packed, 9)
-    redis.call('HSET', KEYS[1], names[index], vals[index])
+    local args, list = {names[index], vals[index]}, 'x' .. string.sub(names[index], 2)
+    for other = index + 1, #names do
+      if names[other] == list then -- sums made anew a moment ago: the field and its list belong together
+        args[3], args[4] = list, vals[other]
+      end
+    end
+    redis.call('HSET', KEYS[1], unpack(args))
   end
+  return struct.unpack('<I6I2', vals[index])
 end
 
--- Take an amount from a wallet's open grants in burn order, from the cursor on. Answers the cursor's new place, and the
--- field from a position on. A hold of nothing names the first open grant, for what the call may cost above it. Of very
--- many grants the last one that fits into the hold bears the rest, as it would bear an overrun.
-local function take_grants(packed, wallet, amount, cursor, from)
-  local at, body, left = amount > 0 and 54 * cursor - 1 or 53, '', amount
-  while at < #packed do
-    local number, granted, counted, pending, on_hold, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', packed, at + 2)
-    local free = granted - counted - pending - on_hold
+-- Take an amount from a wallet's open grants in burn order, from the burning one on. A hold of nothing names the first
+-- open grant, for what the call may cost above it. Of very many grants the last one that fits into the hold bears the
+-- rest, as it would bear an overrun.
+local function take_listed(index, wallet, amount)
+  local state, list, place = read_wallet(KEYS[1], index)
+  local at, left, last = amount > 0 and 54 * state[PLACE] - 53 or 1, amount, 0
+  while at > 0 and at < #list and (left > 0 or last == 0) do
+    local number, granted, counted, pending, held, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', list, at + 2)
+    local free = granted - counted - pending - held
     if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
-      if free >= left or amount == 0 or takes >= TAKES_MAX - 1 then
-        takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', left, wallet)
-        return amount > 0 and (at + 1) / 54 or cursor,
-          body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', on_hold + left) .. string.sub(packed, at + 38)
-      end
-      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', free, wallet)
-      body = body .. string.sub(packed, from, at + 29) .. struct.pack('<i8', on_hold + free)
-      from, left = at + 38, left - free
+      local part = (free < left and takes < TAKES_MAX - 1 and amount > 0) and free or left
+      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', part, wallet)
+      list = string.sub(list, 1, at + 29) .. struct.pack('<i8', held + part) .. string.sub(list, at + 38)
+      left, last = left - part, (at + 53) / 54
     end
     at = at + 54
   end
-  return cursor, body .. string.sub(packed, from)
+  state[ON_HOLD] = state[ON_HOLD] + amount
+  burn(state, list, amount > 0 and last or state[PLACE])
+  keep_wallet(index, state, place, list)
 end
 
 -- One wallet: what is open, whether the amount fits, and which grants it comes from.
 local function check_wallet(index, wallet, amount, minimum)
-  local packed = vals[index] or EMPTY_WALLET
-  local from, till, capacity, resets, posted, held, cursor = struct.unpack(SUMS, packed, 9)
-  local summed = now >= from and now < till
-  if not summed then
-    capacity, resets, posted, held, cursor, from, till = sums_of(packed)
+  if vals[index] then
+    local from, till = struct.unpack('<I6I6', vals[index], 9)
+    if now < from or now >= till then
+      sum_up(KEYS[1], index)
+    end
   end
-  local available, need = capacity - posted - held, amount > minimum and amount or minimum
-  if lowest and posted > 0 and capacity > 0 and posted * 1001 >= lowest * capacity then
-    check_warnings(index, wallet, permille(posted, capacity))
-    packed = vals[index]
+  local warned, level, from, till, capacity, resets, posted, held, place, burning, granted, counted, pending, on_hold
+  if vals[index] then
+    warned, level, from, till, capacity, resets, posted, held, place, burning, granted, counted, pending, on_hold =
+      struct.unpack(WALLET, vals[index])
+    if lowest and posted > 0 and capacity > 0 and posted * 1001 >= lowest * capacity then
+      warned, level = check_warnings(index, wallet, permille(posted, capacity))
+    end
+  else
+    capacity, resets, posted, held = 0, 0, 0, 0
   end
-  local at = 3 * wallet
+  local available, need, at = capacity - posted - held, amount > minimum and amount or minimum, 3 * wallet
   views[at - 2], views[at - 1], views[at] = available - amount, capacity, resets
   if extending and amount == 0 then
     return
-  end
-  if available < need then
+  elseif available < need then
     local verdict = need > capacity - posted and LASTING or HELD
     verdict = (amount > capacity and capacity > 0) and TOO_LARGE or verdict
     refuse(verdict, 'w', wallet, 0, capacity, posted, held, need, available, resets)
-  elseif vals[index] then
-    local body
-    if summed then -- the usual way: only held and the cursor change in front of the grants
-      cursor, body = take_grants(packed, wallet, amount, cursor, 53)
-      vals[index] = string.sub(packed, 1, 42) .. struct.pack('<i8I2', held + amount, cursor) .. body
-    else
-      local sums = struct.pack(SUMS, from, till, capacity, resets, posted, held + amount, cursor)
-      packed = string.sub(packed, 1, 8) .. sums .. string.sub(packed, 53)
-      cursor, vals[index] = take_grants(packed, wallet, amount, cursor, 1)
-    end
+  elseif not place then
+    return -- a wallet that nobody knows, asked for nothing
+  elseif place == 0 or amount == 0 or granted - counted - pending - on_hold < amount then
+    take_listed(index, wallet, amount)
+  else
+    takes, taken = takes + 1, taken .. struct.pack('<I4I8B', burning, amount, wallet)
+    vals[index] = struct.pack(WALLET, warned, level, from, till, capacity, resets, posted, held + amount, place, burning,
+      granted, counted, pending, on_hold + amount)
     dirty[index] = true
   end
 end

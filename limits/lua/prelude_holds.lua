@@ -1,68 +1,5 @@
--- Shared locals about grants, budgets and holds: how charges and holds move on and off the account's fields.
+-- Shared locals about budgets and holds: how charges and holds move on and off the account's fields.
 -- Layouts are in prelude.lua.
-
--- Whether a grant is open now.
-local function is_open(starts, expires)
-  return starts <= now and (expires == 0 or expires > now)
-end
-
--- Sums over a wallet's open grants: capacity, earliest expiry, posted, held, cursor, valid from, valid until. Made anew
--- when a grant has started or ended since (or the clock went back), else as stored: the cost does not grow with grants.
-local function sums_of(packed)
-  local from, till, capacity, resets, posted, held, cursor = struct.unpack(SUMS, packed, 9)
-  if now >= from and now < till then
-    return capacity, resets, posted, held, cursor, from, till
-  end
-  from, till, capacity, resets, posted, held, cursor = 0, FOREVER, 0, 0, 0, 0, 0
-  for at = 53, #packed, 54 do
-    local granted, counted, pending, on_hold, starts, expires = struct.unpack('<i8i8i8i8I6I6', packed, at + 6)
-    from = math.max(from, starts <= now and starts or 0, expires <= now and expires or 0)
-    till = math.min(till, starts > now and starts or till, expires > now and expires or till)
-    if is_open(starts, expires) then
-      capacity, posted, held = capacity + granted, posted + counted + pending, held + on_hold
-      if expires > 0 and (resets == 0 or expires < resets) then
-        resets = expires
-      end
-      if cursor == 0 and granted - counted - pending - on_hold > 0 then
-        cursor = (at + 1) / 54
-      end
-    end
-  end
-  return capacity, resets, posted, held, cursor > 0 and cursor or (#packed + 2) / 54, from, till
-end
-
--- Change one grant of a wallet. One not known becomes a placeholder: amount 0, never open.
-local function bump_grant(packed, number, counted, pending, held, create)
-  packed = packed or EMPTY_WALLET
-  local from, till, posted, on_hold, cursor = struct.unpack('<I6I6xxxxxxxxxxxxxxi8i8I2', packed, 9)
-  -- Mostly it is the one that burns now.
-  local at, found, c, p, h, starts, expires = 54 * cursor - 1, nil, nil, nil, nil, nil, nil
-  if at > 0 and at < #packed then
-    found, c, p, h, starts, expires = struct.unpack('<I4xxxxxxxxi8i8i8I6I6', packed, at + 2)
-  end
-  if found ~= number then
-    at = find_record(packed, struct.pack('<c2I4', '\255G', number), 53, 54)
-    if not at then
-      return create and packed .. struct.pack('<c2I4i8i8i8i8I6I6i4', '\255G', number, 0, counted, pending, held, 0, 1, 0)
-        or packed
-    end
-    c, p, h, starts, expires = struct.unpack('<i8i8i8I6I6', packed, at + 14)
-  end
-  c, p, h = c + counted, p + pending, h + held
-  if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
-    reject('a sum is out of range')
-  end
-  local sums = struct.pack('<i8i8i8', c, p, h)
-  if now < from or now >= till then
-    return string.sub(packed, 1, 14) .. '\0\0\0\0\0\0' .. string.sub(packed, 21, at + 13) .. sums .. string.sub(packed, at + 38)
-  elseif starts <= now and (expires == 0 or expires > now) then
-    local place = (at + 1) / 54
-    return string.sub(packed, 1, 34)
-      .. struct.pack('<i8i8I2', posted + counted + pending, on_hold + held, place < cursor and place or cursor)
-      .. string.sub(packed, 53, at + 13) .. sums .. string.sub(packed, at + 38)
-  end
-  return string.sub(packed, 1, at + 13) .. sums .. string.sub(packed, at + 38)
-end
 
 -- The periods in a field of budgets.
 local function open_bucket(index)
@@ -200,8 +137,7 @@ local function add_vector(account, meta, amounts, fields, periods, counted, pend
       know_wallet(account, string.sub(names[index], 2))
     end
     if vals[index] or pending > 0 then
-      vals[index] = bump_grant(vals[index], number, counted * sum, pending * sum, 0, pending > 0)
-      dirty[index] = true
+      bump_grant(account, index, number, counted * sum, pending * sum, 0, pending > 0)
     end
   end
   local seek = 1
@@ -314,15 +250,14 @@ end
 
 -- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts and periods: what goes to
 -- pending of the same grants and budgets in the same step; what is done is taken out of them.
-local function move_hold(meta, hold, base, sign, actuals, amounts, periods)
+local function move_hold(account, meta, hold, base, sign, actuals, amounts, periods)
   local takes, windows = string.byte(hold, 24, 25)
   local at = 26
   for _ = 1, takes do
     local number, amount, wallet = struct.unpack('<I4I8B', hold, at)
-    local index, pending = base + wallet, amounts[number]
-    vals[index] = bump_grant(vals[index], number, 0, pending or 0, sign * amount, sign > 0 or pending)
-    dirty[index], at = true, at + 13
-    amounts[number] = nil
+    local pending = amounts[number]
+    bump_grant(account, base + wallet, number, 0, pending or 0, sign * amount, sign > 0 or pending)
+    amounts[number], at = nil, at + 13
   end
   local values, counts = read_values(hold, at + 4 * windows)
   local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)

@@ -70,7 +70,7 @@ end
 local function free_hold(account, leases, meta, id, hold, actuals)
   local list, note = fields_of(hold)
   use_fields(account, list)
-  move_hold(meta, hold, 0, -1, actuals, {}, {})
+  move_hold(account, meta, hold, 0, -1, actuals, {}, {})
   meta[HOLDS] = meta[HOLDS] - 1
   write_fields(account)
   redis.call('HDEL', account, 'h' .. id)

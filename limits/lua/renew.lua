@@ -29,7 +29,7 @@ local function move_slots(account, meta, hold, sign)
       know_wallet(account, string.sub(names[index], 2))
     end
   end
-  move_hold(meta, hold, 0, sign, nil, {}, {})
+  move_hold(account, meta, hold, 0, sign, nil, {}, {})
   write_fields(account)
 end
 

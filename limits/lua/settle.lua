@@ -1,6 +1,7 @@
 -- End a hold with its charge: free what was held, mark the charge pending, and append it to the outbox.
 --
 -- Flags: allow-oom
+-- Seldom: bump_listed read_vector add_period has_later
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 hold id (16 bytes, string)
@@ -37,7 +38,7 @@ end
 if hold then
   local windows = #ARGV[5] / 8
   local actuals = windows > 0 and {struct.unpack('<' .. string.rep('i8', windows), ARGV[5])} or nil
-  move_hold(meta, hold, 3, -1, actuals, amounts, periods)
+  move_hold(KEYS[1], meta, hold, 3, -1, actuals, amounts, periods)
   meta[HOLDS] = meta[HOLDS] - 1
 end
 if not settled then

@@ -323,7 +323,9 @@ async def test_confirms_in_any_order_and_number_count_each_seq_once(lab: Lab, st
     view = await lab.view()
     assert (view.seq, await lab.drift()) == (8, {})
     assert view.budgets == ((1, NOW_MS, sum(10 + n for n in range(8)), 0, 0),)
-    assert await lab.client.execute("HLEN", keys.account_key(0, ACCOUNT)) == 4  # m, W, one wallet, one bucket
+    assert (
+        await lab.client.execute("HLEN", keys.account_key(0, ACCOUNT)) == 5
+    )  # m, W, one wallet and its list, one bucket
 
 
 async def test_a_late_settle_is_booked_on_the_grant_it_was_held_from(lab: Lab) -> None:
