@@ -128,12 +128,19 @@ class Local:
 
 @asynccontextmanager
 async def local(
-    models_url: str, redis_url: str, folder: Path, *, clock_offset_ms: int = 0, **changes: Any
+    models_url: str,
+    redis_url: str,
+    folder: Path,
+    *,
+    text: str | None = None,
+    clock_offset_ms: int = 0,
+    **changes: Any,
 ) -> AsyncIterator[Local]:
-    """Start a gateway on this loop, warmed up."""
+    """Start a gateway on this loop, warmed up, with the tests' config or with ``text``."""
     os.environ.setdefault("TEST_PROVIDER_KEY", PROVIDER_KEY)
     path = folder / "config.yaml"
-    path.write_text(config_text(models_url, **{"port": free_port(), "admin": free_port(), **changes}))
+    ours = config_text(models_url, **{"port": free_port(), "admin": free_port(), **changes})
+    path.write_text(text or ours)
     installation = open_installation(path, folder / "data")
     await prepare(installation, is_demo=False)
     async with AsyncExitStack() as stack:

@@ -15,10 +15,12 @@ def tune(gateway: Local, **settings: Any) -> None:
     gateway.worker.gateway.config = replace(config, settings=replace(config.settings, **settings))
 
 
-def tune_models(gateway: Local, **changes: Any) -> None:
-    """Replace fields of every model rule."""
+def tune_models(gateway: Local, *, of: str | None = None, **changes: Any) -> None:
+    """Replace fields of every model rule, or of those whose upstream is called ``of``."""
     config = gateway.worker.gateway.config
-    models = tuple(replace(model, **changes) for model in config.catalog.models)
+    models = tuple(
+        replace(model, **changes) if of in (None, model.upstreams[0]) else model for model in config.catalog.models
+    )
     gateway.worker.gateway.config = replace(config, catalog=replace(config.catalog, models=models))
 
 
