@@ -388,6 +388,7 @@ class Fleet:
 
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
         lines = [line for line in self.loop.run(read()).splitlines() if line.startswith((f"{name}{{", f"{name} "))]
+        assert not lines or all(f"{label}=" in lines[0] for label in labels), f"{name} has other labels: {lines[0]}"
         return sum(float(line.rpartition(" ")[2]) for line in lines if all(each in line for each in wanted))
 
     def get(self, url: str) -> int:
