@@ -172,7 +172,7 @@ class Oracle:
         return Reserved(grown, check.views(), (), check.windows, self.now_ms, place.record)
 
     async def settle(self, hold: Hold, charge: Charge, *, window_actuals: Sequence[int | None] = ()) -> Settled:
-        place = self._place(self.partition(hold.account))
+        place = self.places.get(self.partition(hold.account)) or self._place(self.partition(hold.account))
         account = self.accounts.setdefault(hold.account, Account())
         known = hold.hold_id in account.holds
         if known:
@@ -189,7 +189,6 @@ class Oracle:
         await self.release_id(hold.account, hold.hold_id)
 
     async def release_id(self, account: str, hold_id: str) -> None:
-        self._place(self.partition(account))
         found = self.accounts.get(account)
         if found is not None and hold_id in found.holds:
             found.free(hold_id, [0] * len(found.holds[hold_id].hold.demand.windows))

@@ -1,7 +1,7 @@
 -- SQL has a charge: drop its pending mark and its outbox entry, and count its deltas, each once.
 --
 -- Flags: allow-oom
--- Seldom: bump_listed read_vector add_period has_later free_hold
+-- Seldom: new_meta bump_listed read_vector know_wallet find_period add_period has_later free_hold
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 hold id (16 bytes, string)

@@ -214,37 +214,50 @@ local function scope_format(windows)
   return windows == 2 and '<I4BI4I6i8BI4I6i8' or '<I4' .. string.rep('BI4I6i8', windows)
 end
 
+-- What a scope's window holds after it was used otherwise than reserved. Only the window that the amount was taken from:
+-- an amount belongs to its window, and stays where another has begun since.
+local function correct_window(packed, at, code, length, began, change)
+  local c, l, starts, used = 0, 0, 0, 0
+  if at < #packed then
+    c, l, starts, used = struct.unpack('<BI4I6i8', packed, at)
+  end
+  if c ~= code or l ~= length then -- not at its usual place
+    at = find_record(packed, struct.pack('<BI4', code, length), 5, 19)
+    if not at then
+      return packed
+    end
+    starts, used = struct.unpack('<I6i8', packed, at + 5)
+  end
+  if starts % 4294967296 ~= began then
+    return packed
+  end
+  used = used + change
+  return string.sub(packed, 1, at + 10) .. struct.pack('<i8', used > 0 and used or 0) .. string.sub(packed, at + 19)
+end
+
 -- Put a hold's live counts on (sign 1) or take them off (sign -1). actuals: nil leaves its windows as they are, else per
 -- window what was used (-1: as reserved). starts, flags: where the hold has its windows' starts, its scopes' flags.
 local function move_scopes(hold, starts, flags, scopes, values, base, sign, actuals)
-  local slots = flags + scopes
+  local slots, seen = flags + scopes, 0
   for scope = 1, scopes do
     local index, flag = base + scope, string.byte(hold, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
-    local count = (#packed - 4) / 19
-    local state = {struct.unpack(scope_format(count), packed)}
     if flag >= 128 then
-      flag, state[1] = flag - 128, state[1] + sign
+      flag, packed = flag - 128, struct.pack('<I4', struct.unpack('<I4', packed) + sign) .. string.sub(packed, 5)
     end
     for window = 1, actuals and flag or 0 do
       local code, length, amount = string.byte(hold, slots, slots + 2)
-      local used, at = actuals[window], 2
+      local used = actuals[seen + window]
       if used >= 0 and used ~= values[amount] then
-        while at <= 4 * count and (state[at] ~= code or state[at + 1] ~= values[length]) do
-          at = at + 4
-        end
-        -- Only in the window that it was taken from: an amount belongs to its window.
-        if at <= 4 * count and state[at + 2] % 4294967296 == struct.unpack('<I4', hold, starts + 4 * window - 4) then
-          used = state[at + 3] + used - values[amount]
-          state[at + 3] = used > 0 and used or 0
-        end
+        local began = struct.unpack('<I4', hold, starts + 4 * (seen + window - 1))
+        packed = correct_window(packed, 19 * window - 14, code, values[length], began, used - values[amount])
       end
       slots = slots + 3
     end
-    if actuals then
-      starts, actuals = starts + 4 * flag, {unpack(actuals, flag + 1)}
+    seen = seen + flag
+    if packed ~= vals[index] then
+      vals[index], dirty[index] = packed, true
     end
-    vals[index], dirty[index] = struct.pack(scope_format(count), unpack(state, 1, 4 * count + 1)), true
   end
 end
 
@@ -272,8 +285,12 @@ local function move_hold(account, meta, hold, base, sign, actuals, amounts, peri
       pending, periods[line] = periods[line], 0
     end
     local held, bucket = sign * values[amount], buckets[index] or open_bucket(index)
-    if bucket[seek] == number and bucket[seek + 1] == starts and pending <= 0 and held <= 0 then
-      bucket[seek + 4], seek = bucket[seek + 4] + held, seek + 5
+    if bucket[seek] == number and bucket[seek + 1] == starts then -- the usual way
+      local p, h = bucket[seek + 3] + pending, bucket[seek + 4] + held
+      if bucket[seek + 2] + p > AMOUNT_MAX or h > AMOUNT_MAX then
+        reject('a sum is out of range')
+      end
+      bucket[seek + 3], bucket[seek + 4], seek = p, h, seek + 5
     else
       seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
     end

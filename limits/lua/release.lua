@@ -11,7 +11,6 @@
 assert(#KEYS == 3 and #ARGV == 2, 'release: 3 keys, 2 arguments')
 
 read_clock()
-incarnation(KEYS[3], KEYS[2])
 local field = 'h' .. ARGV[2]
 local found = redis.call('HMGET', KEYS[1], 'm', field)
 local hold = found[2]

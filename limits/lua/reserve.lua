@@ -1,7 +1,7 @@
 -- Admit one call: check its demand against every wallet, budget, window and concurrency, and take all of it or nothing.
 --
 -- Flags: none
--- Seldom: lapse_due sum_up take_listed check_warnings add_period has_later
+-- Seldom: lapse_due ticket_of sum_up take_listed check_warnings find_period add_period has_later refuse_window
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 the call, packed: c16 hold id, I8 rev, I4 lease ms, I8 deadline ms (0 = none), then I2 per warning threshold

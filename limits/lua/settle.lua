@@ -1,7 +1,7 @@
 -- End a hold with its charge: free what was held, mark the charge pending, and append it to the outbox.
 --
 -- Flags: allow-oom
--- Seldom: bump_listed read_vector add_period has_later
+-- Seldom: incarnation new_meta bump_listed read_vector know_wallet find_period add_period has_later
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 hold id (16 bytes, string)
@@ -21,7 +21,7 @@ assert(#KEYS == 3 and #ARGV >= 9, 'settle: 3 keys, 9 arguments or more')
 
 local id, charge, at = ARGV[2], ARGV[3], tonumber(ARGV[4])
 read_clock()
-local stamp, record = incarnation(KEYS[3], KEYS[2])
+local record = record_of(KEYS[3], KEYS[2])
 use_fields(KEYS[1], {unpack(ARGV, 7)})
 local meta = vals[1] and read_meta(vals[1]) or new_meta(KEYS[3])
 local hold, mark = vals[2], vals[3]
