@@ -10,7 +10,7 @@ from gateway.proxy.gateway import Gateway
 from gateway.proxy.headers import named
 from gateway.quota.keys import PREFIX
 
-_NAME_CHARACTERS_MAX = 128
+_NAME_CHARACTERS_MAX = 200  # as long as an external id may be
 
 
 def key_of(headers: Mapping[str, str]) -> str:
