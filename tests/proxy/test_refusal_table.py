@@ -389,3 +389,19 @@ async def test_a_call_is_refused_while_redis_is_away_and_served_once_it_is_back(
                 return await scene.call() == 200
 
             await eventually(served, what="calls are served again", within_s=10)
+
+
+@pytest.mark.parametrize("plan", ["narrow", "bare"])
+async def test_a_plan_that_includes_it_counts_on_the_very_next_call(
+    plan: str, gateway: Local, models: LocalModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cached caller must not be told for half a minute that his new plan is still the old one."""
+    async with AsyncExitStack() as stack:
+        scene = Scene(gateway, models, CHAT, stack, monkeypatch)
+        await scene.on(plan)
+        assert scene.account is not None
+        assert await scene.call() == 403
+        now_ms = gateway.worker.gateway.quota.clock.now_ms()
+        await gateway.worker.store.subscriptions.subscribe(scene.account.id, "few", now_ms=now_ms)
+        await gateway.worker.gateway.quota.turner.push(scene.account.id)
+        assert await scene.call() == 200
