@@ -38,6 +38,7 @@ _WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
 _COUNTS_HOLDS: Final = 128
 _U32: Final = 2**32
 TIME_MAX: Final = 2**48
+FIELDS_MAX: Final = 240  # so that a place in a list of fields is one byte, whatever a charge adds
 BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every field up to the largest
 
 _TAKE = struct.Struct("<IQB")
@@ -152,6 +153,8 @@ def _layout(demand: Demand) -> Layout:
     for name in names:
         slots.append(len(name))
         slots += name
+    if len(fields) > FIELDS_MAX:
+        raise ValueError(f"a demand lives in at most {FIELDS_MAX} fields, not {len(fields)}")
     narrowness = [keys.NARROWNESS[budget.scope.kind] for budget in demand.budgets]
     narrowness += [keys.NARROWNESS[scope.kind] for scope in scopes]
     return Layout(

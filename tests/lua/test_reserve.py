@@ -17,6 +17,7 @@ from limits.model import (
     Refused,
     Reserved,
     Scope,
+    ScopeKind,
     Stale,
     Take,
     Turn,
@@ -434,6 +435,12 @@ async def test_the_last_threshold_is_told_by_the_refusal(lab: Lab) -> None:
         window(1, 5, name="moons"),
         window(1, 5, length_ms=1_500),
         wallet(1, name="w" * 300),
+        together(*(wallet(n, name=f"w{n}") for n in range(128))),  # too many
+        together(
+            *(window(1, 5, scope=Scope(ScopeKind.USER, str(n))) for n in range(127)),
+            *(wallet(0, name=f"w{n}") for n in range(127)),
+        ),
+        budget(1, 5, number=2**24),
     ],
 )
 async def test_what_is_not_a_demand_is_never_sent(lab: Lab, demand: Demand) -> None:
