@@ -36,7 +36,7 @@ PLANS = """\
         limits: {key: {tokens_per_minute: 3000}}}
   small: {label: Small, price: 1, period: 30d, renews: by_itself, allowance: {tokens: 100000},
           limits: {user: {requests_per_minute: 9}, key: {tokens_per_minute: 900}}}
-  one: {label: One, price: 1, period: 30d, renews: by_itself, allowance: {tokens: 100000},
+  one: {label: One, price: 1, period: 30d, renews: by_itself, allowance: {tokens: 100000}, on_disconnect: cut,
         limits: {account: {concurrent: 1}}}
   few: {label: Few, price: 1, period: 30d, renews: by_itself, allowance: {tokens: 6000}, ends: block,
         on_disconnect: cut}
