@@ -91,7 +91,7 @@ local function bump_grant(account, index, number, counted, pending, held, create
   if vals[index] then
     local warned, level, from, till, capacity, resets, posted, on_hold, place, burning, amount, c, p, h =
       struct.unpack(WALLET, vals[index])
-    if burning == number and place > 0 and now >= from and now < till then
+    if burning == number and place > 0 then -- open as long as the sums are valid, so that it is part of them
       c, p, h = c + counted, p + pending, h + held
       if c + p > AMOUNT_MAX or h > AMOUNT_MAX then
         reject('a sum is out of range')
