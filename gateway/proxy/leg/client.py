@@ -61,7 +61,7 @@ class HttpLeg:
             origin, head = spell(url, headers, len(body))
         except ValueError as error:
             raise UpstreamUnreachable(retry_after_s=RETRY_AFTER_S) from error
-        pool = self._pools.get(origin) or self.pool(origin)
+        pool = self.pool(origin)
         connection = pool.take()
         if connection is not None:
             begun = await _begun(connection, connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving))

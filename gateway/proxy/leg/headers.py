@@ -15,10 +15,15 @@ from typing import TypeVar, overload
 _T = TypeVar("_T")
 
 
-@lru_cache(1_024)
-def _name(raw: bytes) -> str:
+_REMEMBERED_BYTES_MAX = 64  # of one name
+
+
+def _lower(raw: bytes) -> str:
     """The parser has checked that it is a token."""
     return raw.decode("ascii").lower()
+
+
+_remembered = lru_cache(1_024)(_lower)
 
 
 class Headers(Mapping[str, str]):
@@ -29,7 +34,7 @@ class Headers(Mapping[str, str]):
     def __init__(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         values: dict[str, str] = {}
         for raw, value in pairs:
-            name = _name(raw)
+            name = _remembered(raw) if len(raw) <= _REMEMBERED_BYTES_MAX else _lower(raw)
             text = value.decode("utf-8", "surrogateescape").rstrip(" \t")
             values[name] = f"{values[name]}, {text}" if name in values else text
         self._values = values

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 # Source: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
@@ -23,13 +24,12 @@ _TARGET_SAFE = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
 _FRAMING = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer", "expect"}
 )
-_REMEMBERED_MAX = 1_024
+_REMEMBERED_MAX = 256
 _PORTS = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Whom a connection is to."""
+class Origin(NamedTuple):
+    """Whom a connection is to. A tuple, because it is looked up for every call."""
 
     is_tls: bool
     host: str  # as it is looked up and certified
