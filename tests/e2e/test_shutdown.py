@@ -12,22 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.bills import tokens_served
-from tests.support.fleet import STEPS, Fleet, command_of, fleet
+from tests.support.family import tree
+from tests.support.fleet import STEPS, Fleet, fleet
 from tests.support.gateways import run_cli, served
-from tests.support.processes import alive, children, wait_until
+from tests.support.processes import alive, wait_until
 
 EX_UNAVAILABLE = 69
 STREAMS = 50
 GONE_S = 2.0
-
-
-def tree(pid: int) -> dict[int, str]:
-    """A process' descendants, and what they are."""
-    found: dict[int, str] = {}
-    for each in children(pid):
-        found[each] = command_of(each)
-        found |= tree(each)
-    return found
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from limits.errors import EngineUnavailable
-from tests.support.fleet import Calls, Fleet, fleet, kill9, valkey_pid
+from tests.support.family import kill9, valkey_pid
+from tests.support.fleet import Calls, Fleet, fleet
 from tests.support.processes import wait_until
 from tests.support.servers import valkey
 

@@ -12,7 +12,8 @@ import aiosqlite
 import pytest
 
 from tests.support.bills import tokens_served
-from tests.support.fleet import STEPS, Account, Fleet, fleet, kill9, workers
+from tests.support.family import kill9, workers
+from tests.support.fleet import STEPS, Fleet, fleet
 from tests.support.processes import alive, wait_until
 
 LEASE_S = 2
@@ -57,7 +58,7 @@ def test_a_worker_killed_among_many_streams_costs_nobody_else_anything(running: 
     assert requests == served_before + 20
     streams = running.streams(account, 24, output=80, delay_ms=50, max_tokens=80)
     # Twice a second a worker tells Redis of first bytes: from then on a lapse is charged.
-    wait_until(lambda: _told(running, account) == 24, what="all first bytes are told")
+    wait_until(lambda: running.told(account) == 24, what="all first bytes are told")
     victims = owner_of_streams(running)
     victim = max(victims, key=lambda pid: victims[pid])
     others = set(victims) - {victim}
@@ -89,18 +90,6 @@ def test_a_worker_killed_among_many_streams_costs_nobody_else_anything(running: 
     assert running.metric("tollgate_holds_lapsed_total", outcome="charged") == len(cut)
     running.assert_audit_finds_nothing()
     assert respawned_s < RESPAWN_S
-
-
-def _told(running: Fleet, account: Account) -> int:
-    """Open holds of the account whose first byte Redis knows."""
-
-    async def ask() -> int:
-        key = f"{{p{running.engine.partition(account.id):03d}}}:a:{account.id}".encode()
-        reply = await running.client.execute("HGETALL", key, key=key)
-        fields = dict(zip(reply[::2], reply[1::2], strict=True))
-        return sum(value[2] & 1 for name, value in fields.items() if name[:1] == b"h" and len(name) == 17)
-
-    return running.loop.run(ask())
 
 
 def test_a_worker_killed_before_the_first_byte_charges_nothing(running: Fleet) -> None:
@@ -163,7 +152,7 @@ def test_a_worker_that_stood_still_longer_than_its_lease_charges_its_streams_onc
     """SIGSTOP past the lease: its holds lapse with an estimate, live calls reopen them; the bill is the real use."""
     account, before = running.account("pro"), running.last_entry()
     streams = running.streams(account, 6, output=40, delay_ms=50, max_tokens=40)
-    wait_until(lambda: _told(running, account) == 6, what="all first bytes are told")
+    wait_until(lambda: running.told(account) == 6, what="all first bytes are told")
     stopped = workers(running.server)
     sleeping = max(owner_of_streams(running).items(), key=lambda item: item[1])[0]
     os.kill(sleeping, signal.SIGSTOP)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -40,11 +39,11 @@ from gateway.store.common import wall_clock_ms
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
 from limits.engine import Engine
-from limits.keys import leases_key
+from limits.keys import account_key, leases_key
 from limits.model import AccountView, Stale
 from tests.support.bills import Balance, tokens_served
 from tests.support.gateways import PROVIDER_KEY, Served, config_text, served
-from tests.support.processes import alive, children, wait_until
+from tests.support.processes import wait_until
 from tests.support.simulators import child
 
 T = TypeVar("T")
@@ -299,6 +298,13 @@ class Fleet:
             found = await connection.execute(query, {"account": account.id, "wallet": wallet})
             return int(found.scalar_one())
 
+    def told(self, account: Account) -> int:
+        """Open holds of the account whose first byte Redis knows: a lapse charges those."""
+        key = account_key(self.engine.partition(account.id), account.id)
+        reply = self.loop.run(self.client.execute("HGETALL", key, key=key))
+        fields = dict(zip(reply[::2], reply[1::2], strict=True))
+        return sum(value[2] & 1 for name, value in fields.items() if name[:1] == b"h" and len(name) == 17)
+
     def used(self, account: Account, wallet: str = "tokens") -> int:
         """SQL's side: what its grants have spent, in steps."""
         return self.loop.run(self._used(account, wallet))
@@ -412,32 +418,6 @@ class Streams:
 
     def wait(self, within_s: float = 60.0) -> list[Answer]:
         return [answer.result(within_s) for answer in self.answers]
-
-
-# --- processes -----------------------------------------------------------------------------------------------------
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def workers(server: Served) -> list[int]:
-    """The pids of the running workers: forks of the parent."""
-    mine = command_of(server.process.pid)
-    return [pid for pid in children(server.process.pid) if alive(pid) and command_of(pid) == mine]
-
-
-def valkey_pid(server: Served) -> int:
-    """The embedded Valkey."""
-    found = [pid for pid in children(server.process.pid) if "valkey-server" in command_of(pid) and alive(pid)]
-    return found[0] if found else 0
-
-
-def kill9(pid: int) -> None:
-    os.kill(pid, signal.SIGKILL)
 
 
 # --- starting ------------------------------------------------------------------------------------------------------
