@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.config.model import Upstream
-from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
+from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamUnreachable
 from gateway.providers.upstream_errors import Fault, fault, mask
 from gateway.proxy.admit import Bound
 from gateway.proxy.breaker import OPEN_S, Breaker, Permit
@@ -94,7 +94,6 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
     gateway.retries.earn()
     asked = outgoing.asked
     waiting = attempts(speaking(asked.config, asked.model, asked.adapter))
-    may_repeat = len(waiting) == 1  # a lone one gets a second chance after a connection that had gone stale
     last: Forwarded | TollgateError | None = None
     while waiting:
         upstream, key = waiting.popleft()
@@ -110,9 +109,6 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
         except UpstreamUnreachable as error:
             last = error
             waiting = _others(waiting, upstream)
-            if may_repeat and contact.sent and not isinstance(error, UpstreamTimeout):
-                may_repeat = False
-                waiting.append((upstream, key))
         else:
             found = _judge(gateway, last)
             if isinstance(found, Forwarded):
