@@ -13,6 +13,7 @@ from __future__ import annotations
 import calendar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
@@ -78,6 +79,7 @@ def billing_month(at_ms: int) -> str:
     return _moment(at_ms).strftime("%Y-%m")
 
 
+@lru_cache(maxsize=4096)
 def rfc3339(at_ms: int) -> str:
     """An instant as RFC 3339 in UTC, to the second and rounded up: a reset is never announced too early."""
     return _moment(-(-at_ms // 1000) * 1000).strftime("%Y-%m-%dT%H:%M:%SZ")

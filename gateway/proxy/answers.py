@@ -55,7 +55,7 @@ def admitted_headers(admission: Admission, asked: Asked, bound: Bound, *, now_ms
     """What a client may know of its quota when its answer begins. A free call touches no wallet."""
     meter = admission.catalog.meters[admission.wallet]
     headers = {**SERVER, "Tollgate-Request-Id": admission.hold.hold_id}
-    if admission.view() is not None:
+    if admission.view is not None:
         headers["Tollgate-Wallet"] = admission.wallet
         headers["Tollgate-Held"] = meter.format(admission.held)
         headers["Tollgate-Remaining"] = meter.format(max(0, admission.remaining))
@@ -86,7 +86,7 @@ def upstream_error_headers(admission: Admission) -> dict[str, str]:
 def charged_headers(admission: Admission, charged: int) -> dict[str, str]:
     """Of a whole answer: what it cost and what is left after it."""
     meter: Meter = admission.catalog.meters[admission.wallet]
-    if admission.view() is None:
+    if admission.view is None:
         return {"Tollgate-Charged": meter.format(charged)}
     remaining = admission.remaining + admission.held - charged
     headers = {"Tollgate-Charged": meter.format(charged), "Tollgate-Remaining": meter.format(max(0, remaining))}

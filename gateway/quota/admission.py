@@ -41,35 +41,29 @@ class Admission:
     facts: Facts
     reserved: engine.Reserved
     clamped_to: int | None = None  # output tokens per choice, when the bound was lowered
+    wallet: str = field(init=False)
+    held: int = field(init=False)  # what the hold took from the wallet, in meter steps
+    view: engine.WalletView | None = field(init=False)  # the wallet after the hold; None for a free call
 
-    @property
-    def wallet(self) -> str:
-        return self.work.feature.wallet
-
-    @property
-    def held(self) -> int:
-        """What the hold took from the wallet, in meter steps."""
-        return sum(take.amount for take in self.hold.takes)
-
-    def view(self) -> engine.WalletView | None:
-        return next((view for view in self.reserved.wallets if view.wallet == self.wallet), None)
+    def __post_init__(self) -> None:
+        self.wallet = self.work.feature.wallet
+        self.held = sum([take.amount for take in self.hold.takes])
+        self.view = next((view for view in self.reserved.wallets if view.wallet == self.wallet), None)
 
     @property
     def remaining(self) -> int:
         """Available in the wallet after this hold."""
-        view = self.view()
-        return view.available if view is not None else 0
+        return self.view.available if self.view is not None else 0
 
     @property
     def resets_at_ms(self) -> int:
         """When the wallet gets its next allowance or loses its earliest grant; 0 = never."""
-        view = self.view()
-        return view.resets_at_ms if view is not None else 0
+        return self.view.resets_at_ms if self.view is not None else 0
 
     def warning(self, charged: int = 0) -> str | None:
         """``at 91.7% of quota``, from the lowest configured threshold on: what was spent and what other calls hold, and
         what this one came to where that is known. Its own hold is not spent yet."""
-        view, thresholds = self.view(), self.catalog.warn_at_permille
+        view, thresholds = self.view, self.catalog.warn_at_permille
         if view is None or not thresholds or not view.capacity:
             return None
         permille = (view.capacity - view.available - self.held + charged) * 1000 // view.capacity

@@ -36,7 +36,7 @@ from limits.errors import EngineUnavailable
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS_MAX = 8  # stale, turn, reauth, clamps: each at most a few times before we give up
+ATTEMPTS_MAX = 16  # stale, turn, reauth, clamps: each at most a few times before we give up
 RESERVE_DEADLINE_MS = 1_000
 RELEASE_TRIES = 20
 RELEASE_RETRY_S = 0.5

@@ -31,7 +31,6 @@ class Work:
     def with_output(self, output_tokens: int) -> Work:
         return Work(self.feature, self.model, self.input_tokens, output_tokens, self.uses, self.free)
 
-
     def priced_in(self, meter: str) -> tuple[Feature, RateCard | None]:
         """The feature and card that price this work in ``meter``: its own, or by card for a budget in another meter."""
         card = self.model.card(meter) if self.model is not None else None
@@ -43,9 +42,7 @@ class Work:
 def price_of_bound(work: Work, meter: str) -> int:
     """What the call costs at most, in ``meter`` steps. Raises PriceMissing when the model has no price in it."""
     feature, card = work.priced_in(meter)
-    return plans.demand(
-        feature, card, input_tokens=work.input_tokens, output_tokens=work.output_tokens, uses=work.uses
-    )
+    return plans.demand(feature, card, input_tokens=work.input_tokens, output_tokens=work.output_tokens, uses=work.uses)
 
 
 def price_of_usage(work: Work, meter: str, usage: Usage) -> int:
@@ -127,9 +124,7 @@ class Shape:
             tuple(self._concurrency),
         )
 
-    def _budget(
-        self, index: int, work: Work, now_ms: int, priced: dict[str, tuple[int, int]]
-    ) -> engine.BudgetDemand:
+    def _budget(self, index: int, work: Work, now_ms: int, priced: dict[str, tuple[int, int]]) -> engine.BudgetDemand:
         budget, scope = self._budgets[index]
         start_ms, end_ms = self._periods[index]
         if not start_ms <= now_ms < end_ms:
@@ -140,9 +135,7 @@ class Shape:
             amount = price_of_bound(work, budget.meter)
             found = priced[budget.meter] = (amount, _abandoned(self._plan, work, budget.meter, amount))
         amount, abandon = found
-        return engine.BudgetDemand(
-            budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon
-        )
+        return engine.BudgetDemand(budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon)
 
 
 def _used(window: engine.WindowDemand, uses: int) -> engine.WindowDemand:

@@ -38,9 +38,7 @@ class PlanStore(Protocol):
 class Versions:
     """Brings subscriptions to their plans' newest version. ``catalog`` gives the running config's plans and meters."""
 
-    def __init__(
-        self, plans: PlanStore, states: States, *, catalog: Callable[[], Catalog], clock: ServerClock
-    ) -> None:
+    def __init__(self, plans: PlanStore, states: States, *, catalog: Callable[[], Catalog], clock: ServerClock) -> None:
         self._plans = plans
         self._states = states
         self._catalog = catalog
