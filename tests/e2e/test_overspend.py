@@ -77,5 +77,5 @@ def test_spent_and_held_never_pass_what_was_granted(running: Fleet) -> None:
     served = sum(tokens_served(entry) for entry in running.journal(since=before))
     assert running.at_rest(account).counted == STEPS * served, found
     assert running.assert_charged_as_served(account, since=before) == found[200, ""]
-    assert len(seen) >= 20 and max(seen) > 0.9 * 3000 * STEPS, f"{len(seen)} looks, at most {max(seen)}; {found}"
+    assert len(seen) >= 5 and max(seen) > 0.9 * 3000 * STEPS, f"{len(seen)} looks, at most {max(seen)}; {found}"
     running.assert_audit_finds_nothing()
