@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from gateway.metrics import FAMILIES
-from tests.support.fleet import Account, Fleet, fleet, kill9, workers
+from tests.support.family import kill9, workers
+from tests.support.fleet import Account, Fleet, fleet
 from tests.support.processes import wait_until
 from tests.support.scrape import Page
 
