@@ -33,7 +33,6 @@ class End(StrEnum):
     COMPLETE = "complete"
     CLIENT_LEFT = "client_left"  # drained to its end, or cut
     UPSTREAM_ERROR = "upstream_error"
-    QUOTA = "quota"
     SHUTDOWN = "shutdown"
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import select
 import signal
@@ -24,13 +23,13 @@ from pathlib import Path
 import uvloop
 
 from gateway.errors import ServiceAway
+from gateway.processes import end_with_parent
 from gateway.simulator.counting import preload_all
 from gateway.simulator.server import serve
 
 _START_S_MAX = 30.0
 _STOP_S_MAX = 5.0
 _JOURNAL_ENTRIES_MAX = 50_000  # about 1 KB each
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -86,12 +85,6 @@ def spawn(*, host: str = "127.0.0.1", port: int = 0, journal_entries_max: int = 
     return simulator
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the parent dies. Linux only; elsewhere the pipe alone does it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 async def _serve_while_parent_lives(host: str, port: int, *, entries_max: int) -> None:
     serving = await serve(host, port, entries_max=entries_max)
     loop = asyncio.get_running_loop()
@@ -117,7 +110,7 @@ async def _serve_while_parent_lives(host: str, port: int, *, entries_max: int) -
 def main(arguments: Sequence[str]) -> None:
     """The child: ``HOST PORT JOURNAL_ENTRIES_MAX [--with-parent]``."""
     if "--with-parent" in arguments:
-        _die_with_parent()
+        end_with_parent(os.getppid(), signal.SIGTERM)
     preload_all()
     host, port, entries_max = arguments[0], int(arguments[1]), int(arguments[2])
     uvloop.run(_serve_while_parent_lives(host, port, entries_max=entries_max))
