@@ -27,17 +27,6 @@ class Installation:
     secret: str
 
     @property
-    def database_url(self) -> str:
-        """``embedded`` is SQLite in the data folder; relative SQLite paths are under it."""
-        url = self.config.settings.database
-        if url == "embedded":
-            return f"sqlite:///{self.data / 'tollgate.db'}"
-        prefix = "sqlite:///"
-        if url.startswith(prefix) and not url.startswith(prefix + "/"):
-            return prefix + str(self.data / url[len(prefix) :])
-        return url
-
-    @property
     def redis_embedded(self) -> bool:
         return self.config.settings.redis == "embedded"
 

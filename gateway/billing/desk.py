@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
@@ -36,9 +36,6 @@ class Desk:
     now_ms: Callable[[], int]
     actor: str
     undelivered: Callable[[str], None] = lambda _: None  # told of accounts whose change Redis will learn later
-
-    def acting_as(self, actor: str) -> Desk:
-        return replace(self, actor=actor)
 
     async def account(self, ref: str) -> Account:
         """Raises AccountNotFound; RequestError when an e-mail is not enough to tell which."""

@@ -29,11 +29,6 @@ class Prompt:
     framing_tokens: int = 0  # role markers, tool wrappers: the documented overhead
     media_tokens: int = 0  # upper bounds of images and documents, by the providers' published formulas
 
-    @property
-    def size_bytes_at_most(self) -> int:
-        """An upper bound of the texts' UTF-8 size without encoding them."""
-        return sum(len(text) for text in self.texts) * 4
-
 
 @dataclass(slots=True)
 class Call:
