@@ -21,9 +21,7 @@ def simulated(config: Config, models_url: str) -> Config:
     upstreams = {
         name: upstream
         if upstream.on
-        else replace(
-            upstream, url=models_url + ("/v1" if upstream.dialect == "openai" else ""), keys=(SIMULATED_KEY,)
-        )
+        else replace(upstream, url=models_url + ("/v1" if upstream.dialect == "openai" else ""), keys=(SIMULATED_KEY,))
         for name, upstream in config.settings.upstreams.items()
     }
     return replace(config, settings=replace(config.settings, upstreams=upstreams))

@@ -13,6 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+_DETAILS = ("scope", "limit", "used", "held", "needed", "available", "resets_at", "hint")
+
 
 @dataclass(frozen=True, slots=True)
 class RefusalDetail:
@@ -55,6 +57,17 @@ class TollgateError(Exception):
         self.retry_after_s = retry_after_s
         self.title = title
         super().__init__(self.message)
+
+
+def tollgate_member(error: TollgateError) -> dict[str, object]:
+    """What only a gateway can say: always the reason, and of a refusal the facts behind it."""
+    detail = error.detail or RefusalDetail()
+    member: dict[str, object] = {"reason": error.code}
+    member.update((name, getattr(detail, name)) for name in _DETAILS)
+    member["plans"] = list(detail.plans)
+    if error.title is not None:
+        member["title"] = error.title
+    return member
 
 
 # --- 400s: the request itself ------------------------------------------------------------------------------------

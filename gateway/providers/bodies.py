@@ -16,9 +16,10 @@ from typing import Any
 
 import orjson
 
+from gateway import json_bodies
 from gateway.errors import BadRequest
+from gateway.json_bodies import DEPTH_MAX
 
-DEPTH_MAX = 200  # providers' own schemas stop far below; orjson writes up to 254
 CHOICES_MAX = 128  # Source: OpenAI API reference, chat completions, n
 TOKENS_MAX = 2**31 - 1
 _MODEL_CHARACTERS_MAX = 256
@@ -42,10 +43,10 @@ def parse_object(body: bytes) -> Fields:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise _why(body, error) from None
-    if len(body) > 2 * DEPTH_MAX and _is_deep(fields):
-        raise BadRequest("too_deep", f"The request body is nested deeper than {DEPTH_MAX} levels.")
+    if len(body) > 2 * DEPTH_MAX and json_bodies.is_deep(fields):
+        raise json_bodies.too_deep()
     if not isinstance(fields, dict):
-        raise BadRequest("invalid_request", f"The request body must be a JSON object, not {_kind(fields)}.")
+        raise BadRequest("invalid_request", f"The request body must be a JSON object, not {json_bodies.kind(fields)}.")
     _refuse_duplicates(body)
     if not _NOT_ALLOWED.isdisjoint(fields):
         name = next(name for name in fields if name in _NOT_ALLOWED)
@@ -144,67 +145,22 @@ def as_text(value: object) -> str:
 
 
 def _why(body: bytes, error: orjson.JSONDecodeError) -> BadRequest:
-    """The precise refusal for a body that orjson does not take. Slow paths are fine here."""
-    if not body.strip():
-        return BadRequest("empty_body", "The request body is empty. Send a JSON object.")
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError:
-        return BadRequest("invalid_encoding", "The request body is not valid UTF-8.")
-    if text.startswith("\ufeff") or "\0" in text[:4]:
-        return BadRequest("invalid_encoding", "The request body must be UTF-8 without a byte order mark.")
-    if "surrogate" in error.msg:
-        return BadRequest(
-            "invalid_encoding", f"A string holds half a surrogate pair: line {error.lineno} column {error.colno}."
-        )
-    if "depth limit" in error.msg:
-        return BadRequest("too_deep", f"The request body is nested deeper than {DEPTH_MAX} levels.")
-    name = _unbounded_tokens(text) if "infinity" in error.msg else None
+    """The precise refusal for a body that orjson does not take."""
+    name = _unbounded_tokens(body) if "infinity" in error.msg else None
     if name is not None:
         return BadRequest("invalid_max_tokens", f"The field '{name}' must be an integer.", param=name)
-    return BadRequest(
-        "invalid_json", f"The request body is not valid JSON: {error.msg}: line {error.lineno} column {error.colno}."
-    )
+    return json_bodies.why(body, error)
 
 
-def _unbounded_tokens(text: str) -> str | None:
+def _unbounded_tokens(body: bytes) -> str | None:
     """The token bound whose number is out of every range (1e999), if that is what is wrong."""
     try:
-        fields = json.loads(text, parse_int=float)
+        fields = json.loads(body, parse_int=float)
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):
         return None
     return next((name for name in fields if name.startswith("max_") and fields[name] == float("inf")), None)
-
-
-def _kind(value: object) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "a boolean"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a string"
-        case _:
-            return "a list"
-
-
-def _is_deep(value: object) -> bool:
-    """Level by level, containers only: the cost is the number of containers and their members."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(DEPTH_MAX):
-        if not level:
-            return False
-        level = [
-            member
-            for container in level
-            for member in (container.values() if type(container) is dict else container)
-            if type(member) is dict or type(member) is list
-        ]
-    return bool(level)
 
 
 def _refuse_duplicates(body: bytes) -> None:

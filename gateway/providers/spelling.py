@@ -18,20 +18,7 @@ from typing import Any
 
 import orjson
 
-from gateway.errors import RefusalDetail, TollgateError
-
-_DETAILS = ("scope", "limit", "used", "held", "needed", "available", "resets_at", "hint")
-
-
-def tollgate_member(error: TollgateError) -> dict[str, Any]:
-    """What only a gateway can say: always the reason, and of a refusal the facts behind it."""
-    detail = error.detail or RefusalDetail()
-    member: dict[str, Any] = {"reason": error.code}
-    member.update((name, getattr(detail, name)) for name in _DETAILS)
-    member["plans"] = list(detail.plans)
-    if error.title is not None:
-        member["title"] = error.title
-    return member
+from gateway.errors import TollgateError, tollgate_member
 
 
 def anthropic_error(error: TollgateError, request_id: str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from gateway.domain.accounts import Caller
 from gateway.errors import BadRequest
 from gateway.providers import tokens
-from gateway.proxy.authenticate import account_ref, bind
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.laps import COUNT, RESERVE, Laps
 from gateway.proxy.parse import Asked
 from gateway.quota.admission import Admission
+from gateway.quota.credentials import account_ref, bind
 from gateway.quota.service import Ask
 from gateway.quota.translate import Work
 
@@ -70,7 +70,7 @@ async def admit(
 
     async def refresh(stale: Caller) -> Caller:
         again = await gateway.callers.again(key, stale=stale, account_ref=account_ref(headers))
-        return await bind(gateway, again, headers)
+        return await bind(gateway.callers, again, headers)
 
     ask = Ask(
         caller=caller,

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import random
-
 from aiohttp import web
 
 from gateway.domain.periods import rfc3339
 from gateway.domain.units import Meter
-from gateway.errors import Refusal, TollgateError
+from gateway.edge import SERVER, refusal_headers, status_of
+from gateway.errors import TollgateError
 from gateway.providers.adapter import Adapter
 from gateway.proxy.admit import Bound
 from gateway.proxy.parse import Asked
 from gateway.quota.admission import Admission
 
-RETRY_AFTER_MAX_S = 60
-SERVER = {"Server": "tollgate"}  # and no version of anything
-
-
-def refusal_headers(error: TollgateError, *, request_id: str, dialect: str) -> dict[str, str]:
-    """Headers of our own answers: what the SDKs' retry logic reads, and who says so.
-
-    Source: x-should-retry and retry-after, as read by anthropic-sdk-python and openai-python (`_base_client.py`).
-    """
-    headers = {
-        **SERVER,
-        "Tollgate-Request-Id": request_id,
-        "Tollgate-Error-Source": "gateway",
-        "x-should-retry": "true" if error.retry else "false",
-        "request-id" if dialect == "anthropic" else "x-request-id": request_id,
-    }
-    if error.retry:
-        wait_s = error.retry_after_s or 1
-        if not isinstance(error, Refusal):  # whose wait is jittered already
-            wait_s += random.randint(0, wait_s)  # noqa: S311  # so that those who failed together come back apart
-        headers["retry-after"] = str(min(RETRY_AFTER_MAX_S, wait_s))
-    if error.detail is not None and error.detail.resets_at:
-        headers["Tollgate-Resets-At"] = error.detail.resets_at
-    return headers
-
 
 def error_response(error: TollgateError, adapter: Adapter, *, request_id: str, quota_status: int) -> web.Response:
     """An error in the dialect's shape."""
-    status = quota_status if isinstance(error, Refusal) and error.status == 429 and not error.retry else error.status
+    headers = refusal_headers(error, request_id=request_id)
+    headers["request-id" if adapter.dialect == "anthropic" else "x-request-id"] = request_id
     return web.Response(
-        status=status,
+        status=status_of(error, quota_status),
         body=adapter.error_body(error, request_id),
         content_type="application/json",
-        headers=refusal_headers(error, request_id=request_id, dialect=adapter.dialect),
+        headers=headers,
     )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from gateway.errors import BadRequest
-
 # Client → upstream. Credentials, cookies, forwarding and hop-by-hop headers are never among them.
 _REQUEST_ALLOWED = frozenset({"content-type", "accept", "openai-beta"})
 _REQUEST_ALLOWED_PREFIXES = ("anthropic-",)
@@ -61,11 +59,3 @@ def credential(dialect: str, key: str) -> dict[str, str]:
     https://platform.openai.com/docs/api-reference/authentication
     """
     return {"x-api-key": key} if dialect == "anthropic" else {"authorization": f"Bearer {key}"}
-
-
-def named(headers: Mapping[str, str], name: str, characters_max: int) -> str | None:
-    """A header's text that names something; None when it was not sent. Raises BadRequest: invalid_header."""
-    value = headers.get(name)
-    if value is not None and not (0 < len(value) <= characters_max and value.isprintable()):
-        raise BadRequest("invalid_header", f"{name} takes 1 to {characters_max} printable characters.", param=name)
-    return value

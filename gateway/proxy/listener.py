@@ -28,7 +28,7 @@ import orjson
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.proxy.answers import SERVER
+from gateway.edge import SERVER
 from gateway.proxy.gateway import Gateway, Patience
 
 log = logging.getLogger(__name__)

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from aiohttp import ClientPayloadError, HttpVersion11, web
+from aiohttp import web
 
 from gateway.config.model import Config, Upstream
 from gateway.domain.plans import Feature, Model
-from gateway.errors import (
-    BadRequest,
-    BodyTooLarge,
-    ExpectationFailed,
-    RequestError,
-    RequestTimeout,
-    UnknownFeature,
-    UnknownModel,
-    UnsupportedEncoding,
-)
+from gateway.edge import read_body
+from gateway.errors import BadRequest, UnknownFeature, UnknownModel, UnsupportedEncoding
 from gateway.providers.adapter import Adapter, Call
-from gateway.proxy.headers import named
 from gateway.proxy.laps import Laps
 from gateway.quota.admission import Facts
+from gateway.quota.credentials import named
 
 _METADATA_BYTES_MAX = 2048
 _NAME_CHARACTERS_MAX = 256
@@ -78,47 +69,6 @@ def speaking(config: Config, model: Model, adapter: Adapter) -> list[Upstream]:
     """The model's upstreams that are on and speak this dialect, in the config's order."""
     upstreams = (config.settings.upstreams[name] for name in model.upstreams)
     return [upstream for upstream in upstreams if upstream.on and upstream.dialect == adapter.dialect]
-
-
-async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float) -> bytes:
-    """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
-    if (request.content_length or 0) > bytes_max:
-        raise BodyTooLarge
-    is_waiting = _expects_word(request)
-    try:
-        if request.content.is_eof():  # it came with the headers
-            whole = await request.read()
-            if len(whole) > bytes_max:
-                raise BodyTooLarge
-            return whole
-        if is_waiting and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = bytearray()
-        async with asyncio.timeout(within_s):
-            while piece := await request.content.readany():
-                body += piece
-                if len(body) > bytes_max:
-                    raise BodyTooLarge
-        return bytes(body)
-    except web.HTTPRequestEntityTooLarge as error:
-        raise BodyTooLarge from error
-    except TimeoutError as error:
-        raise RequestTimeout from error
-    except (OSError, web.RequestPayloadError, ClientPayloadError) as error:
-        raise RequestError("The request broke off before its body was complete.") from error
-
-
-def _expects_word(request: web.BaseRequest) -> bool:
-    """Whether the client waits to be told to go on: by now its key and its headers are good. Raises ExpectationFailed.
-
-    Source: https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
-    """
-    expect = request.headers.get("Expect")
-    if expect is None or request.version < HttpVersion11:
-        return False
-    if expect.lower() != "100-continue":
-        raise ExpectationFailed
-    return True
 
 
 def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:

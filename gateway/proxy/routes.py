@@ -10,11 +10,12 @@ from fnmatch import fnmatchcase
 from aiohttp import web
 from uuid_utils import uuid7
 
+from gateway.edge import SERVER
 from gateway.errors import MethodNotAllowed, RouteNotMetered, TollgateError, UnknownModel
 from gateway.providers import models as bodies
 from gateway.providers.adapter import Adapter
 from gateway.providers.registry import ADAPTERS, error_adapter
-from gateway.proxy.answers import SERVER, error_response
+from gateway.proxy.answers import error_response
 from gateway.proxy.authenticate import authenticate
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.handler import serve

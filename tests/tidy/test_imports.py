@@ -39,20 +39,23 @@ ROOMS: dict[str, Room] = {
     "limits": room(others="redis hiredis"),
     "tollgate": room(others="aiohttp"),
     "errors": room(never=IO),
+    "json_bodies": room("errors", others="orjson", never=IO),
+    "edge": room("errors", others="aiohttp"),
     "logs": room("errors", others="orjson"),
     "metrics": room("errors logs", others="prometheus_client orjson"),
     "domain": room("errors", never=IO + " time random os logging"),
-    "providers": room("domain errors", others="tiktoken orjson", never=IO),
+    "providers": room("domain errors json_bodies", others="tiktoken orjson", never=IO),
     "config": room("domain limits.model errors logs metrics", others="pydantic pydantic_core ruamel watchfiles"),
     "store": room("domain errors logs metrics", others="sqlalchemy alembic aiosqlite asyncpg orjson uuid_utils argon2"),
     "quota": room("domain limits store config errors logs metrics", others="orjson uuid_utils"),
     "proxy": room(
         # Of config the data plane knows the loaded data alone, never how it is read or reloaded.
-        "domain providers quota store config.model errors logs metrics",
+        "domain providers quota store config.model edge errors logs metrics",
         others="aiohttp orjson multidict yarl uuid_utils httptools aiohappyeyeballs",
     ),
     "billing": room(
-        "domain quota store errors logs metrics", others="aiohttp orjson multidict yarl stripe jinja2 uuid_utils"
+        "domain quota store edge json_bodies errors logs metrics",
+        others="aiohttp orjson multidict yarl stripe jinja2 uuid_utils pydantic",
     ),
     "dashboard": room("billing errors logs metrics", others="aiohttp jinja2 orjson multidict yarl"),
     "processes": room(),

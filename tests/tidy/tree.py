@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("limits", "gateway", "tollgate")
 FOLDERS = (*PACKAGES, "tests", "bench", "docs", "examples", "deploy", ".ci")
-NOT_OURS = {"node_modules", "__pycache__", "build", ".venv"}  # fetched or generated
+NOT_OURS = {".git", "node_modules", "__pycache__", "build", ".venv"}  # fetched or generated
 CODE = {".py", ".lua", ".c"}
 TEXT = {*CODE, ".md", ".toml", ".yaml", ".yml", ".json", ".lock", ".conf", ".sh", ".html", ".css", ".js", ".txt", ""}
 

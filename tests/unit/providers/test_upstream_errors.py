@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, tollgate_member
 from gateway.providers import spelling
 from gateway.providers.upstream_errors import Fault, fault, mask
 from tests.unit.providers.goldens import ADAPTERS
@@ -104,6 +104,6 @@ def test_each_dialect_has_its_own_rate_limit_headers() -> None:
 
 
 def test_an_error_without_facts_still_tells_its_reason() -> None:
-    member = spelling.tollgate_member(BadRequest("empty_body", "Empty."))
+    member = tollgate_member(BadRequest("empty_body", "Empty."))
     assert member["reason"] == "empty_body"
     assert {name for name, value in member.items() if value} == {"reason"}

@@ -1,0 +1,95 @@
+"""What both HTTP edges do alike, the data plane's and the billing APIs': a bounded body, and the headers of a no.
+
+Rules
+1. A body is bounded in bytes and in time, whether its length was declared or not.
+2. ``x-should-retry`` and ``retry-after`` tell the truth: only what a minute's waiting can help is said to be worth it.
+
+Not here: what a body means, and how an API spells an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+from aiohttp import ClientPayloadError, HttpVersion11, web
+
+from gateway.errors import (
+    BodyTooLarge,
+    ExpectationFailed,
+    Refusal,
+    RequestError,
+    RequestTimeout,
+    TollgateError,
+)
+
+RETRY_AFTER_MAX_S: Final = 60
+SERVER: Final = {"Server": "tollgate"}  # and no version of anything
+
+
+async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float) -> bytes:
+    """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
+    if (request.content_length or 0) > bytes_max:
+        raise BodyTooLarge
+    is_waiting = _expects_word(request)
+    try:
+        if request.content.is_eof():  # it came with the headers
+            whole = await request.read()
+            if len(whole) > bytes_max:
+                raise BodyTooLarge
+            return whole
+        if is_waiting and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = bytearray()
+        async with asyncio.timeout(within_s):
+            while piece := await request.content.readany():
+                body += piece
+                if len(body) > bytes_max:
+                    raise BodyTooLarge
+        return bytes(body)
+    except web.HTTPRequestEntityTooLarge as error:
+        raise BodyTooLarge from error
+    except TimeoutError as error:
+        raise RequestTimeout from error
+    except (OSError, web.RequestPayloadError, ClientPayloadError) as error:
+        raise RequestError("The request broke off before its body was complete.") from error
+
+
+def _expects_word(request: web.BaseRequest) -> bool:
+    """Whether the client waits to be told to go on: by now its key and its headers are good. Raises ExpectationFailed.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
+    """
+    expect = request.headers.get("Expect")
+    if expect is None or request.version < HttpVersion11:
+        return False
+    if expect.lower() != "100-continue":
+        raise ExpectationFailed
+    return True
+
+
+def status_of(error: TollgateError, quota_status: int) -> int:
+    """The error's status; a lasting quota refusal's is the operator's choice (``refusals.quota_status``)."""
+    return quota_status if isinstance(error, Refusal) and error.status == 429 and not error.retry else error.status
+
+
+def refusal_headers(error: TollgateError, *, request_id: str) -> dict[str, str]:
+    """Headers of our own errors: what the SDKs' retry logic reads, and who says so.
+
+    Source: x-should-retry and retry-after, as read by anthropic-sdk-python and openai-python (`_base_client.py`).
+    """
+    headers = {
+        **SERVER,
+        "Tollgate-Request-Id": request_id,
+        "Tollgate-Error-Source": "gateway",
+        "x-should-retry": "true" if error.retry else "false",
+    }
+    if error.retry:
+        wait_s = error.retry_after_s or 1
+        if not isinstance(error, Refusal):  # whose wait is jittered already
+            wait_s += random.randint(0, wait_s)  # noqa: S311  # so that those who failed together come back apart
+        headers["retry-after"] = str(min(RETRY_AFTER_MAX_S, wait_s))
+    if error.detail is not None and error.detail.resets_at:
+        headers["Tollgate-Resets-At"] = error.detail.resets_at
+    return headers
