@@ -256,6 +256,80 @@ budget_uses = Table(
     PrimaryKeyConstraint("account_id", "number", "starts_at_ms"),
 )
 
+# --- what they paid --------------------------------------------------------------------------------------------------
+
+payments = Table(
+    "payments",
+    metadata,
+    _id(primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _text("provider"),  # stripe | manual | tollgate (what the gateway itself found to be due)
+    Column("provider_ref", Text, unique=True),  # the provider's own id: an invoice, a payment intent
+    _text("kind"),  # plan | package | overage | credit
+    _text("what"),  # the plan, the package, the wallet
+    _int("amount"),  # in the currency's smallest unit
+    _int("refunded", default=0),  # of the amount
+    Column("currency", String(3), nullable=False),
+    _text("state"),  # pending | due | failed | paid | refunded
+    Column("livemode", SmallInteger, nullable=False, server_default=text("0")),
+    _text("intent", nullable=True),  # the provider's payment intent, by which refunds name a payment
+    _text("agreement", nullable=True),  # the provider's subscription that it pays for
+    _int("starts_at_ms", default=0),  # the time that it pays for; 0 = none
+    _int("ends_at_ms", default=0),
+    _int("paid_at_ms", default=0),
+    _text("reason"),
+    _int("created_at_ms"),
+    _int("changed_at_ms"),
+    CheckConstraint("amount >= 0", name="amount"),
+    CheckConstraint("refunded >= 0", name="refunded"),
+    Index(None, "account_id", "id"),
+    Index(None, "intent"),
+    Index(None, "agreement"),
+)
+
+stripe_customers = Table(
+    "stripe_customers",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _int("created_at_ms"),
+    Index(None, "account_id"),
+)
+
+stripe_subscriptions = Table(
+    "stripe_subscriptions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _ref("account_id", "accounts.id"),
+    _id("subscription_id", nullable=True),  # ours, once the first payment arrived
+    _text("plan"),
+    _text("status"),  # Stripe's word
+    Column("cancel_at_period_end", SmallInteger, nullable=False, server_default=text("0")),
+    _int("seen_at_ms"),  # when Stripe said so: an older word changes nothing
+    _int("started_at_ms", default=0),
+    _int("ended_at_ms", default=0),  # 0 = it runs
+    Index(None, "account_id"),
+)
+
+stripe_events = Table(
+    "stripe_events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _id("account_id", nullable=True),
+    _text("type"),
+    _text("state"),  # done | kept | ignored | failed
+    _text("why"),
+    _text("waits_for", nullable=True),  # the id whose arrival lets a kept one go on
+    _json("facts"),  # what was read of it: no secret, nothing of a card
+    Column("livemode", SmallInteger, nullable=False),
+    _int("created_at_ms"),  # by Stripe's clock
+    _int("received_at_ms"),
+    _int("changed_at_ms"),
+    Index(None, "state", "created_at_ms", "id"),
+    Index(None, "waits_for"),
+    Index(None, "created_at_ms", "id"),
+)
+
 # --- what they used --------------------------------------------------------------------------------------------------
 
 usage = Table(
