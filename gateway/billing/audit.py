@@ -10,20 +10,22 @@ Rules
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from gateway.billing.desk import Desk
 from gateway.domain.accounts import AccountSnapshot, GrantState
 from gateway.domain.grants import is_open
 from gateway.errors import QuotaUnavailable
-from gateway.quota.states import States
-from gateway.store.ledger import Difference
+from gateway.quota.states import AccountView, States
+from gateway.store.audit import Difference
 
 LOOK_AGAIN_S: Final = 0.1
 LOOKS: Final = 30
-REBUILDS_AT_ONCE: Final = 16
+AT_ONCE: Final = 256
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,14 @@ class AuditService:
         StoreUnavailable."""
         states = self._states()
         account_id = None if account_ref is None else (await self._desk.account(account_ref)).id
-        async for found in self._desk.store.ledger.audit(account_id):
-            looks = await self._compare(states, found.account_id)
-            last = looks[-1].differences if looks else ()
-            moving = bool(last) and looks[0].progress != looks[-1].progress
-            differences = found.differences if moving else (*found.differences, *last)
-            yield Audited(found.account_id, found.charges, bool(looks), moving, differences)
+        async for group in _grouped(self._desk.store.ledger.audit(account_id)):
+            looks = await self._compare(states, [found.account_id for found in group])
+            for found in group:
+                seen = looks.get(found.account_id, [])
+                last = seen[-1].differences if seen else ()
+                moving = bool(last) and seen[0].progress != seen[-1].progress
+                differences = found.differences if moving else (*found.differences, *last)
+                yield Audited(found.account_id, found.charges, bool(seen), moving, differences)
 
     async def count(self) -> int:
         """How many accounts there are. Raises StoreUnavailable."""
@@ -71,60 +75,34 @@ class AuditService:
         """Load each account into Redis from SQL; yields those that are done. Raises QuotaUnavailable,
         StoreUnavailable."""
         states = self._states()
-        group: list[str] = []
-        async for account_id in self._desk.store.accounts.ids():
-            group.append(account_id)
-            if len(group) == REBUILDS_AT_ONCE:
-                await asyncio.gather(*map(states.rebuild, group))
-                for each in group:
-                    yield each
-                group = []
-        await asyncio.gather(*map(states.rebuild, group))
-        for each in group:
-            yield each
+        async for group in _grouped(self._desk.store.accounts.ids()):
+            await states.rebuild(group)
+            for each in group:
+                yield each
 
-    async def _compare(self, states: States, account_id: str) -> list[_Look]:
-        """Look until there is no difference; empty when Redis has nothing that counts."""
-        looks: list[_Look] = []
-        if await states.loaded(account_id, ()) is None:
-            return looks
+    async def _compare(self, states: States, account_ids: Sequence[str]) -> Mapping[str, list[_Look]]:
+        """Look until there is no difference; nothing is said of accounts of which Redis has nothing that counts."""
+        looks: dict[str, list[_Look]] = defaultdict(list)
+        differing = list(account_ids)
         for _ in range(LOOKS):
-            look = await self._look(states, account_id)
-            if look is None:
-                return []
-            looks.append(look)
-            if not look.differences:
+            seen = await self._look(states, differing)
+            for account_id in set(differing) - seen.keys():
+                looks.pop(account_id, None)
+            for account_id, look in seen.items():
+                looks[account_id].append(look)
+            differing = [account_id for account_id, look in seen.items() if look.differences]
+            if not differing:
                 break
             await asyncio.sleep(LOOK_AGAIN_S)
         return looks
 
-    async def _look(self, states: States, account_id: str) -> _Look | None:
-        snapshot = await self._desk.store.state.snapshot(account_id)
-        wallets = tuple(sorted({grant.wallet for grant in snapshot.grants}))
-        view = await states.loaded(account_id, wallets)
-        if view is None:
-            return None
-        counted = {grant.number: grant for _, grants in view.wallets for grant in grants}
-        budgets = {number: (starts, count, pending) for number, starts, count, pending, _ in view.budgets}
-        found: list[Difference] = []
-
-        def compare(what: str, expected: int | str, there: int | str) -> None:
-            if expected != there:
-                found.append(Difference(account_id, f"Redis: {what}", expected, there))
-
-        compare("last seq", snapshot.seq, view.seq)
-        for grant in _open_grants(snapshot, view.server_ms):
-            there = counted.get(grant.number)
-            compare(f"amount of grant {grant.number}", grant.amount, "missing" if there is None else there.amount)
-            if there is not None:
-                compare(f"posted on grant {grant.number}", grant.used, there.counted + there.pending)
-                compare(f"pending on grant {grant.number}", 0, there.pending)
-        for use in snapshot.budgets:
-            starts_at_ms, count, pending = budgets.get(use.number, (use.starts_at_ms, 0, 0))
-            if starts_at_ms == use.starts_at_ms:
-                compare(f"used of budget {use.number}", use.used, count + pending)
-        pendings = tuple(grant.pending for grant in counted.values())
-        return _Look(tuple(found), (snapshot.seq, view.seq, *pendings))
+    async def _look(self, states: States, account_ids: Sequence[str]) -> dict[str, _Look]:
+        """Redis and SQL side by side, for those accounts that Redis has."""
+        snapshots = await self._desk.store.state.snapshots(account_ids)
+        wallets = tuple(sorted({grant.wallet for snapshot in snapshots for grant in snapshot.grants}))
+        views = await states.loaded([each.account_id for each in snapshots], wallets)
+        there = ((each, views.get(each.account_id)) for each in snapshots)
+        return {each.account_id: _side_by_side(each, view) for each, view in there if view is not None}
 
     def _states(self) -> States:
         if self._desk.states is None:
@@ -132,5 +110,41 @@ class AuditService:
         return self._desk.states
 
 
+def _side_by_side(snapshot: AccountSnapshot, view: AccountView) -> _Look:
+    counted = {grant.number: grant for _, grants in view.wallets for grant in grants}
+    budgets = {number: (starts, count, pending) for number, starts, count, pending, _ in view.budgets}
+    found: list[Difference] = []
+
+    def compare(what: str, expected: int | str, there: int | str) -> None:
+        if expected != there:
+            found.append(Difference(snapshot.account_id, f"Redis: {what}", expected, there))
+
+    compare("last seq", snapshot.seq, view.seq)
+    for grant in _open_grants(snapshot, view.server_ms):
+        there = counted.get(grant.number)
+        compare(f"amount of grant {grant.number}", grant.amount, "missing" if there is None else there.amount)
+        if there is not None:
+            compare(f"posted on grant {grant.number}", grant.used, there.counted + there.pending)
+            compare(f"pending on grant {grant.number}", 0, there.pending)
+    for use in snapshot.budgets:
+        starts_at_ms, count, pending = budgets.get(use.number, (use.starts_at_ms, 0, 0))
+        if starts_at_ms == use.starts_at_ms:
+            compare(f"used of budget {use.number}", use.used, count + pending)
+    pendings = tuple(grant.pending for grant in counted.values())
+    return _Look(tuple(found), (snapshot.seq, view.seq, *pendings))
+
+
 def _open_grants(snapshot: AccountSnapshot, now_ms: int) -> list[GrantState]:
     return [grant for grant in snapshot.grants if is_open(grant, now_ms)]
+
+
+async def _grouped(items: AsyncIterator[T]) -> AsyncIterator[list[T]]:
+    """At most ``AT_ONCE`` at a time, in order."""
+    group: list[T] = []
+    async for item in items:
+        group.append(item)
+        if len(group) == AT_ONCE:
+            yield group
+            group = []
+    if group:
+        yield group

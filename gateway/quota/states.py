@@ -8,11 +8,15 @@ Rules
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.quota.turn import Turner, nonce
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
-from limits.model import AccountView, Stale
+from limits.model import AccountView as AccountView  # what ``view`` answers, for those who may not know the engine
+from limits.model import Stale
 
 ATTEMPTS_MAX = 8  # another one may make the account stale, or turn it, between two of our steps
 
@@ -32,20 +36,22 @@ class States:
             return False
         return True
 
-    async def rebuild(self, account_id: str) -> None:
-        """Load the account from SQL, whatever Redis holds. Raises QuotaUnavailable, StoreUnavailable."""
+    async def rebuild(self, account_ids: Sequence[str]) -> None:
+        """Load the accounts from SQL, whatever Redis holds. Raises QuotaUnavailable, StoreUnavailable."""
         try:
-            await self._turner.push(account_id)
+            await self._turner.push_all(account_ids)
         except EngineUnavailable as error:
             raise QuotaUnavailable from error
 
-    async def loaded(self, account_id: str, wallets: tuple[str, ...]) -> AccountView | None:
-        """The account as it lies in Redis; None when it must be loaded before it counts. Raises QuotaUnavailable."""
+    async def loaded(self, account_ids: Sequence[str], wallets: tuple[str, ...]) -> dict[str, AccountView]:
+        """Those of the accounts that lie in Redis and need no load before they count. Raises QuotaUnavailable."""
+        peeks = (self._engine.peek(each, ticket=nonce(), wallets=wallets) for each in account_ids)
         try:
-            view = await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+            views = await asyncio.gather(*peeks)
         except EngineUnavailable as error:
             raise QuotaUnavailable from error
-        return None if isinstance(view, Stale) else view
+        found = zip(account_ids, views, strict=True)
+        return {account_id: view for account_id, view in found if isinstance(view, AccountView)}
 
     async def view(self, account_id: str, wallets: tuple[str, ...]) -> AccountView:
         """The account as its next call would find it. Raises QuotaUnavailable, AccountNotFound, StoreUnavailable."""

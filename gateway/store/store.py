@@ -89,5 +89,5 @@ def open_store(
         sums=Sums(database),
         writer=Writer(database, now_ms=now_ms),
         usage=UsageLog(database),
-        ledger=Ledger(database, accounts),
+        ledger=Ledger(database),
     )

@@ -7,7 +7,7 @@ import pytest
 from gateway.domain.accounts import Account
 from gateway.domain.ledger import Kind, balance
 from gateway.domain.periods import Period
-from gateway.store import ledger
+from gateway.store import audit
 from gateway.store.common import new_id
 from gateway.store.store import Store
 from tests.store.conftest import Place
@@ -52,7 +52,7 @@ async def _tamper(store: Store, place: Place, statement: str) -> None:
 async def test_where_everything_agrees_there_is_no_difference(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     account = await _busy(store)
     assert await _differences(store, account) == []
-    monkeypatch.setattr(ledger, "ROWS_AT_ONCE", 1)  # every page boundary
+    monkeypatch.setattr(audit, "ROWS_AT_ONCE", 1)  # every page boundary
     [audited] = [each async for each in store.ledger.audit(account.id)]
     assert (audited.charges, audited.differences) == (8, ())
 
@@ -86,7 +86,13 @@ async def test_whatever_is_tampered_with_is_found(store: Store, place: Place, st
     assert await _differences(store, account) == found
 
 
-async def test_an_audit_of_all_goes_through_every_account(store: Store, place: Place) -> None:
+@pytest.mark.parametrize("accounts_at_once", [1, 2, 500])
+@pytest.mark.parametrize("rows_at_once", [1, 3, 2000])
+async def test_an_audit_of_all_goes_through_every_account(
+    store: Store, place: Place, monkeypatch: pytest.MonkeyPatch, accounts_at_once: int, rows_at_once: int
+) -> None:
+    monkeypatch.setattr(audit, "ACCOUNTS_AT_ONCE", accounts_at_once)
+    monkeypatch.setattr(audit, "ROWS_AT_ONCE", rows_at_once)
     accounts = [await _busy(store) for _ in range(3)]
     await store.writer.commit([charge("nobody", (1, 5))])
     await _tamper(store, place, f"UPDATE grants SET used = 0 WHERE account_id = '{accounts[1].id}'")
