@@ -222,6 +222,7 @@ class Metrics:
         self._book = Book(None if folder is None else _slot_file(folder, slot))
         self.requests = self._counter("tollgate_requests_total")
         self.denials = self._counter("tollgate_denials_total")
+        self.shadow_denials = self._counter("tollgate_shadow_denials_total")
         self.tokens = self._counter("tollgate_tokens_total")
         self.charged_units = self._counter("tollgate_charged_units_total")
         self.overhead = self._histogram("tollgate_overhead_seconds")
@@ -397,6 +398,7 @@ def _h(name: str, help_text: str, *labels: str, buckets: tuple[float, ...]) -> F
 FAMILIES = (
     _c("tollgate_requests_total", "Answers, refusals included.", "route", "model", "plan", "status"),
     _c("tollgate_denials_total", "Refusals.", "reason", "scope"),
+    _c("tollgate_shadow_denials_total", "Calls that a plan in shadow let pass.", "reason", "scope", "plan"),
     _c("tollgate_tokens_total", "Model tokens as settled.", "model", "plan", "kind"),
     _c("tollgate_charged_units_total", "Charged, in units of the meter.", "wallet", "plan", "source", "basis"),
     _h("tollgate_overhead_seconds", "Time spent by Tollgate itself.", "stage", buckets=OVERHEAD_S),

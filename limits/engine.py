@@ -78,7 +78,8 @@ class Engine:
         return keys.partition_of(account, self.partitions)
 
     async def reserve(self, request: Reserve, *, ticket: str) -> ReserveReply:
-        """Take the whole demand or nothing. ``ticket``: a nonce, proposed in case the account is found stale.
+        """Take the whole demand or nothing; nothing when dry. ``ticket``: a nonce, proposed in case the account is
+        found stale.
 
         Raises EngineUnavailable, ScriptRejected, ValueError."""
         packed = codec.layout(request.demand)
@@ -87,8 +88,9 @@ class Engine:
             raise ValueError(
                 f"no such lease, deadline or rev: {request.lease_ms}, {request.deadline_ms}, {request.rev}"
             )
-        call = _CALL.pack(hold_id, request.rev, request.lease_ms, request.deadline_ms)
-        call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
+        call = _CALL.pack(hold_id, request.rev, 0 if request.dry else request.lease_ms, request.deadline_ms)
+        if not request.dry:
+            call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
         args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
         fields = (keys.META, keys.hold_field(hold_id), *packed.fields)
         reply = await self._run("reserve", request.account, *args, *fields)

@@ -146,6 +146,7 @@ class Reserve:
     warn_at: tuple[int, ...] = ()  # permille of the wallet's capacity, ascending
     note: bytes = b""  # opaque; travels to the outbox if the hold lapses (the caller's usage row)
     idempotency: bytes = b""  # reserved argument slot
+    dry: bool = False  # only say what would be answered: nothing is taken, no warning is given
 
 
 @dataclass(frozen=True, slots=True)

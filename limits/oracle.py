@@ -119,7 +119,7 @@ class Oracle:
             return Overloaded(len(place.outbox))
         if account.due_ms and self.now_ms >= account.due_ms:
             self._lapse_due(request.account, account, place, LAPSES_PER_RESERVE)
-        check = Check(account, self.now_ms, request.demand, request.warn_at)
+        check = Check(account, self.now_ms, request.demand, () if request.dry else request.warn_at)
         if check.refused is not None:
             return check.refused
         hold = Hold(
@@ -133,8 +133,9 @@ class Oracle:
             window_starts_ms=check.window_starts_ms,
             note=request.note,
         )
-        check.take()
-        self._open(account, hold)
+        if not request.dry:
+            check.take()
+            self._open(account, hold)
         return Reserved(hold, check.views(), check.crossed, check.windows, self.now_ms, place.record)
 
     async def extend(self, hold: Hold, more: Demand, *, ticket: str = "") -> ExtendReply:

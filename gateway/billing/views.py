@@ -221,6 +221,7 @@ def total_view(total: Total, by: tuple[str, ...], meter: Meter | None) -> View:
         "calls": total.calls,
         "charged": quantity(meter, total.charged),
         "overrun": quantity(meter, total.overrun),
+        "waived": quantity(meter, total.waived),
         **_usage_view(total.usage),
         "last_at": exactly(total.last_at_ms),
     }
@@ -256,6 +257,8 @@ def usage_view(row: UsageRecord, meter: Meter | None) -> View:
         "status": row.status,
         "end": row.end,
         "metadata": dict(row.metadata),
+        "shadow": row.shadow,
+        "waived": quantity(meter, row.waived),
     }
 
 

@@ -189,6 +189,7 @@ def _plan(name: str, plan: schema.Plan, meters: Meters) -> Plan:
         on_exhausted=plan.on_exhausted,
         on_disconnect=plan.on_disconnect,
         on_abandon=plan.on_abandon,
+        shadow=plan.shadow,
         version=content_version([name, promise, decimals]),
         **promise,
     )

@@ -264,6 +264,7 @@ class Plan(Section):
     stripe_price: AnyText = ""
     grant_source: GrantSource = "plan"
     shadow: Flag = False
+    """Decide and record, but refuse nothing: what would be refused passes, uncharged."""
 
 
 class PackageGrant(Section):

@@ -1,7 +1,7 @@
 """Keys of the contract whose behaviour is not there yet: read and checked, but refused when they are used.
 
 Rules
-1. What is off changes nothing and passes: an alert webhook without a URL, ``shadow: false``, an empty map.
+1. What is off changes nothing and passes: an alert webhook without a URL, an empty map.
 2. A line leaves this file together with the change that makes its key work.
 """
 
@@ -58,5 +58,3 @@ def _plan(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "prepay", "no such key: prepay is not supported yet"
     if plan.stripe_price:
         yield "stripe_price", "none: stripe is not supported yet"
-    if plan.shadow:
-        yield "shadow", "false: shadow is not supported yet"

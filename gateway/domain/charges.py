@@ -66,6 +66,8 @@ class ChargeRow:
     job: str | None = None
     job_type: str | None = None
     metadata: Mapping[str, object] = field(default_factory=dict)
+    shadow: str | None = None  # why it would have been refused, had its plan not been in shadow
+    waived: int = 0  # what such a call would have cost; ``charged`` is 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,7 @@ def encode(row: ChargeRow) -> bytes:
         row.job,
         row.job_type,
         row.metadata or 0,
+        *((row.shadow, row.waived) if row.shadow is not None else ()),
     )
     head = _HEAD.pack(VERSION, mask, row.created_at_ms, row.ended_at_ms)
     return b"".join((head, *packed, _dumps(body).encode("ascii")))
@@ -188,14 +191,14 @@ def decode(data: bytes) -> ChargeRow:
 def _row(body: list[Any], ids: list[str | None], created_at_ms: int, ended_at_ms: int) -> ChargeRow:
     hold_id, account_id, key_id, team_id, user_id = ids
     (_, state, route, model, upstream, plan, feature, wallet, card_version, usage, basis, held, charged, overrun,
-     lines, budgets, status, end, job, job_type, metadata) = body  # fmt: skip
+     lines, budgets, status, end, job, job_type, metadata, *shadow) = body  # fmt: skip
     if hold_id is None or account_id is None:
         raise ValueError("a charge needs its hold and its account")
     return ChargeRow(
         hold_id, account_id, state, created_at_ms, ended_at_ms, route, model, upstream, plan, feature, wallet,
         card_version, Usage(*usage), Basis(basis), held, charged, overrun,
         tuple([GrantLine(*line) for line in lines]), tuple([BudgetLine(*line) for line in budgets]),
-        status, end, key_id, team_id, user_id, job, job_type, metadata or {},
+        status, end, key_id, team_id, user_id, job, job_type, metadata or {}, *shadow,
     )  # fmt: skip
 
 

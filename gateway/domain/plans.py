@@ -133,6 +133,7 @@ class Plan:
     time_zone: str = "UTC"
     grant_source: str = "plan"
     entitlements: Mapping[str, object] = field(default_factory=dict)
+    shadow: bool = False  # decide and record, never refuse
     version: str = ""  # content hash of what the plan promises
 
 

@@ -3,6 +3,7 @@
 Rules
 1. The bill is computed from the outcome alone: the hold only says which grants it falls on.
 2. What exceeds the hold falls on the last grant it took from and is counted as overrun.
+3. What a plan in shadow let pass is recorded with its refusal and its price (``waived``), and charged nowhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from gateway.domain.accounts import Caller
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.usage import Basis, Outcome, Usage, billed
-from gateway.quota.translate import Work, price_of_usage
+from gateway.errors import Refusal
+from gateway.quota.translate import Work, price_of_bound, price_of_usage
 from limits import model as engine
 
 
@@ -41,6 +43,7 @@ class Admission:
     facts: Facts
     reserved: engine.Reserved
     clamped_to: int | None = None  # output tokens per choice, when the bound was lowered
+    shadowed: Refusal | None = None  # what its plan in shadow let pass: nothing is held, nothing will be charged
     wallet: str = field(init=False)
     held: int = field(init=False)  # what the hold took from the wallet, in meter steps
     view: engine.WalletView | None = field(init=False)  # the wallet after the hold; None for a free call
@@ -89,7 +92,9 @@ class Bill:
     released: bool  # nothing was served: the hold is released, nothing is written
 
 
-def facts_row(caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str, now_ms: int) -> ChargeRow:
+def facts_row(
+    caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str, now_ms: int, shadowed: Refusal | None = None
+) -> ChargeRow:
     """The usage row of a hold that nobody settled: its note. The amounts are the engine's to fill in."""
     assert caller.account is not None
     _, card = work.priced_in(work.feature.wallet)
@@ -121,6 +126,8 @@ def facts_row(caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str
         job=facts.job,
         job_type=facts.job_type,
         metadata=facts.metadata,
+        shadow=None if shadowed is None else shadowed.code,
+        waived=0 if shadowed is None or work.free else price_of_bound(work, work.feature.wallet),
     )
 
 
@@ -133,7 +140,9 @@ def bill_of(
     _, card = work.priced_in(admission.wallet)
     served = found is not None
     usage, basis = found or (Usage(), Basis.PROVIDER)
-    charged = price_of_usage(work, admission.wallet, usage) if served and not work.free else 0
+    price = price_of_usage(work, admission.wallet, usage) if served and not work.free else 0
+    shadowed = admission.shadowed
+    charged = price if shadowed is None else 0
     lines = engine.split(hold.takes, charged) if charged and hold.takes else ()
     budgets = tuple(
         engine.BudgetLine(budget.number, budget.starts_at_ms, amount)
@@ -168,6 +177,8 @@ def bill_of(
         job=admission.facts.job,
         job_type=admission.facts.job_type,
         metadata=admission.facts.metadata,
+        shadow=None if shadowed is None else shadowed.code,
+        waived=0 if shadowed is None else price,
     )
     charge = engine.Charge(hold.account, hold.hold_id, engine.ChargeState.SETTLED, lines, budgets, b"")
     actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.windows)

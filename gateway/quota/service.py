@@ -20,12 +20,12 @@ from uuid_utils import uuid7
 from gateway.domain.accounts import Account, Caller
 from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
-from gateway.errors import Overloaded, QuotaUnavailable, StoreUnavailable, SubscriptionInactive
+from gateway.errors import Overloaded, QuotaUnavailable, Refusal, StoreUnavailable, SubscriptionInactive
 from gateway.metrics import Metrics
 from gateway.quota.admission import Admission, Bill, Facts, facts_row
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
-from gateway.quota.refusals import Situation, inactive, not_in_plan, refusal
+from gateway.quota.refusals import Situation, objection, refusal
 from gateway.quota.scribe import Scribe
 from gateway.quota.translate import Shapes, Work, clamp_output, cost_in, depends_on_output, refused_at
 from gateway.quota.turn import Turner, nonce
@@ -40,6 +40,7 @@ ATTEMPTS_MAX = 16  # stale, turn, reauth, clamps: each at most a few times befor
 RESERVE_DEADLINE_MS = 1_000
 RELEASE_TRIES = 20
 RELEASE_RETRY_S = 0.5
+NOTHING = engine_model.Demand()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Ask:
     output_floor: int  # a clamp must stay above it (thinking budget)
     lease_ms: int
     refresh: Callable[[Caller], Awaitable[Caller]]
+    dry: bool = False  # only what would be decided: nothing is taken
 
 
 class Quota:
@@ -131,7 +133,10 @@ class Quota:
         self._shapes = Shapes()
 
     async def admit(self, ask: Ask) -> Admission:
-        """Take the hold. Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
+        """Take the hold; of a dry ask only say what it would be. A plan in shadow refuses nothing: what it would have
+        refused is admitted on an empty hold.
+
+        Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
         if self.scribe.full:
             raise Overloaded(retry_after_s=5)
         try:
@@ -141,32 +146,36 @@ class Quota:
 
     async def _admit(self, ask: Ask) -> Admission:
         caller, work, clamped_to, is_fresh = ask.caller, ask.work, None, False
+        shadowed: Refusal | None = None
         for _ in range(ATTEMPTS_MAX):
             plan = plan_of(caller, ask.catalog)
             account = caller.account
             assert account is not None, "plan_of found its plan"
-            excluded = not_in_plan(ask.catalog, plan, ask.work.feature.name, ask.model)
-            if excluded is not None:
-                if is_fresh or not await self._changed(account):
-                    raise excluded
-                caller, is_fresh = await ask.refresh(caller), True
-                continue
             situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
-            if not account.subscription.status.usable:
-                if is_fresh or not await self._changed(account):
-                    raise inactive(situation)
-                caller, is_fresh = await ask.refresh(caller), True
+            excluded = objection(situation, ask.model)
+            if excluded is not None and shadowed is None:
+                if not is_fresh and await self._changed(account):
+                    caller, is_fresh = await ask.refresh(caller), True
+                elif plan.shadow:
+                    shadowed = excluded
+                else:
+                    raise excluded
                 continue
             if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
-                caller, is_fresh = await ask.refresh(caller), True
+                caller, is_fresh, shadowed = await ask.refresh(caller), True, None
                 continue
-            reply = await self._reserve(caller, plan, work, ask)
+            reply = await self._reserve(caller, plan, work, ask, shadowed)
             match reply:
                 case engine_model.Reserved():
-                    self.holds.add(reply.hold)
-                    return Admission(reply.hold, caller, ask.catalog, plan, work, ask.facts, reply, clamped_to)
+                    if not ask.dry:
+                        self._admitted(plan, reply, shadowed)
+                    return Admission(
+                        reply.hold, caller, ask.catalog, plan, work, ask.facts, reply, clamped_to, shadowed
+                    )
                 case engine_model.Refused(resets_at_ms=ended_ms, server_ms=server_ms) if 0 < ended_ms <= server_ms:
                     self.clock.saw(server_ms)  # our clock was behind: the budget's period that we asked about is over
+                case engine_model.Refused() if plan.shadow:
+                    shadowed = refusal(situation, reply)
                 case engine_model.Refused():
                     lowered = _lower(work, reply, plan, ask)
                     if isinstance(lowered, engine_model.Refused):
@@ -180,6 +189,7 @@ class Quota:
                     await self.turner.catch_up(account.id)
                 case engine_model.Reauth():
                     caller, work, clamped_to, is_fresh = await ask.refresh(caller), ask.work, None, True
+                    shadowed = None
                 case engine_model.Late(server_ms):
                     self.clock.saw(server_ms)
                 case engine_model.Warming(_, _, record):
@@ -189,13 +199,23 @@ class Quota:
                     raise Overloaded(retry_after_s=5)
         raise QuotaUnavailable(retry_after_s=1)
 
+    def _admitted(self, plan: Plan, reserved: engine_model.Reserved, shadowed: Refusal | None) -> None:
+        """From now on the hold lives; what shadow let pass is counted apart from refusals."""
+        self.holds.add(reserved.hold)
+        if shadowed is not None:
+            scope = shadowed.detail.scope if shadowed.detail is not None and shadowed.detail.scope else "account"
+            self._metrics.shadow_denials.add((shadowed.code, scope, plan.name), 1)
+
     async def _changed(self, account: Account) -> bool:
         """Whether the account moved on since its caller was cached: then the reserve will say ``reauth``."""
         view = await self._engine.peek(account.id, ticket=nonce(), wallets=())
         return isinstance(view, engine_model.Stale) or view.rev != account.rev
 
-    async def _reserve(self, caller: Caller, plan: Plan, work: Work, ask: Ask) -> engine_model.ReserveReply:
-        """One round trip. A reply that did not come is cleaned up behind the call's back."""
+    async def _reserve(
+        self, caller: Caller, plan: Plan, work: Work, ask: Ask, shadowed: Refusal | None
+    ) -> engine_model.ReserveReply:
+        """One round trip; what shadow lets pass holds nothing. A reply that did not come is cleaned up behind the
+        call's back."""
         assert caller.account is not None
         account_id = caller.account.id
         now_ms = self.clock.now_ms()
@@ -204,18 +224,19 @@ class Quota:
             account=account_id,
             hold_id=hold_id,
             rev=caller.account.rev,
-            demand=self._shapes.of(caller, plan).demand(work, now_ms),
+            demand=NOTHING if shadowed is not None else self._shapes.of(caller, plan).demand(work, now_ms),
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,
-            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms)),
+            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms, shadowed)),
+            dry=ask.dry,
         )
         partition = self._engine.partition(account_id)
         await self.holds.settled(partition)
         try:
             reply = await self._engine.reserve(request, ticket=nonce())
         except EngineUnavailable as error:
-            if error.sent:
+            if error.sent and not ask.dry:
                 self._spawn(self._release_later(account_id, hold_id))
             raise
         if isinstance(reply, engine_model.Reserved):

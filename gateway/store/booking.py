@@ -28,7 +28,7 @@ from gateway.domain.units import AMOUNT_MAX
 
 _NEGATED: Final = (
     "input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning",
-    "held", "charged", "overrun",
+    "held", "charged", "overrun", "waived",
 )  # fmt: skip
 _ID_MAX: Final = 36
 _STATUS_MAX: Final = 999
@@ -267,6 +267,8 @@ def _values(row: ChargeRow) -> dict[str, Any]:
         "job": _storable(row.job),
         "job_type": _storable(row.job_type),
         "metadata": _dumps(row.metadata) if row.metadata else "{}",
+        "shadow": row.shadow,
+        "waived": row.waived,
     }
 
 

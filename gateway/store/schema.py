@@ -372,6 +372,8 @@ usage = Table(
     _text("job", nullable=True),
     _text("job_type", nullable=True),
     _text("metadata"),
+    _text("shadow", nullable=True),  # why it would have been refused: its plan was in shadow
+    _int("waived", default=0),  # what it would have cost then
     PrimaryKeyConstraint("account_id", "seq"),
     UniqueConstraint("hold_id", "state"),
     Index(None, "account_id", "at_ms", "seq"),

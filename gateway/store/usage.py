@@ -80,6 +80,8 @@ class UsageRecord:
     job: str | None
     job_type: str | None
     metadata: Mapping[str, object]
+    shadow: str | None  # why a plan in shadow would have refused it
+    waived: int  # what it would have cost then
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ class Total:
     calls: int
     charged: int
     overrun: int
+    waived: int
     usage: Usage
     last_at_ms: int
 
@@ -149,7 +152,7 @@ class UsageLog:
             if name not in _GROUPS:
                 raise BadRequest("invalid_group", f"Usage can be summed by {', '.join(_GROUPS)}.", param="by")
         groups = [usage.c[name] for name in by]
-        sums = [_sum(usage.c[name]).label(name) for name in ("charged", "overrun", *_KINDS)]
+        sums = [_sum(usage.c[name]).label(name) for name in ("charged", "overrun", "waived", *_KINDS)]
         calls = _sum(case((usage.c.state == "reversed", -1), else_=1)).label("calls")
         columns = (
             *groups,
@@ -171,6 +174,7 @@ class UsageLog:
                 calls=row.calls,
                 charged=row.charged,
                 overrun=row.overrun,
+                waived=row.waived,
                 usage=Usage(**{kind: getattr(row, kind) for kind in _KINDS}),
                 last_at_ms=row.last_at_ms,
             )
@@ -236,6 +240,8 @@ def _record_of(row: Row[Any]) -> UsageRecord:
         job=row.job,
         job_type=row.job_type,
         metadata=json.loads(row.metadata),
+        shadow=row.shadow,
+        waived=row.waived,
     )
 
 

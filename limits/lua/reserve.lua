@@ -4,7 +4,8 @@
 -- Seldom: lapse_due ticket_of sum_up take_listed check_warnings find_period add_period has_later refuse_window
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
---       2 the call, packed: c16 hold id, I8 rev, I4 lease ms, I8 deadline ms (0 = none), then I2 per warning threshold
+--       2 the call, packed: c16 hold id, I8 rev, I4 lease ms (0 = dry: nothing is taken), I8 deadline ms (0 = none), then
+--         I2 per warning threshold
 --       3 tail: the demand's slots with their amounts in steps, then the note (packed bytes, stored with the hold)
 --       4 limits of these slots, packed (see prelude_demand.lua)
 --       5 ticket: a nonce (string), kept if the account is found stale
@@ -76,7 +77,7 @@ if account[DUE] > 0 and now >= account[DUE] then
 end
 
 check_demand(tail, limits, 2)
-if refusal then
+if refusal or lease_ms == 0 then
   return reply_to_demand(1, now, record)
 end
 -- After this point the reserve must succeed.

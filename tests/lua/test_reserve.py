@@ -464,3 +464,28 @@ async def test_an_account_whose_name_fits_no_charge_is_never_admitted(lab: Lab) 
     for account in ("", "a" * 256, "\u00fc" * 128):
         with pytest.raises(ValueError, match="bytes"):
             await lab.engine.reserve(replace(lab.request(wallet(1)), account=account), ticket="t")
+
+
+# --- dry -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_dry_reserve_says_what_a_real_one_would_and_takes_nothing(lab: Lab) -> None:
+    await lab.ready(100)
+    whole = together(wallet(60), budget(60, 90), window(1, 5), window(60, 90, name="tokens"), concurrency(2))
+    for _ in range(3):
+        dry = await lab.reserved(whole, dry=True)
+        assert [view.available for view in dry.wallets] == [40]
+        assert [left for left, _ in dry.windows] == [4, 30]
+        assert dry.hold.takes and (await lab.view()).holds_open == 0
+        assert (await lab.wallet()).available == 100 and (await lab.view()).budgets == ()
+    real = await lab.reserved(whole)
+    assert (real.wallets, real.hold.takes) == (dry.wallets, dry.hold.takes)
+    refused = await lab.ask(whole, dry=True)
+    assert refused == await lab.ask(whole) and isinstance(refused, Refused)
+
+
+async def test_a_dry_reserve_gives_no_warning(lab: Lab) -> None:
+    await lab.ready(100)
+    await lab.settle(await lab.hold(wallet(95)), 95)
+    assert (await lab.reserved(wallet(1), dry=True, warn_at=(900,))).crossed == ()
+    assert (await lab.reserved(wallet(1), warn_at=(900,))).crossed == (("tokens", 900),)

@@ -22,6 +22,7 @@ STAGES = ("authenticate", "parse", "count", "reserve", "connect", "relay", "sett
 # Of the next issues, and what only time or an operator brings about.
 SILENT_HERE = {
     "tollgate_payments_total",
+    "tollgate_shadow_denials_total",  # of plans in shadow only
     "tollgate_config_reloads_total",
     "tollgate_period_turns_total",
     "tollgate_subscription_changes_total",

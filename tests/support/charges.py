@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
@@ -19,7 +21,8 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-ROWS = st.builds(
+SHADOWS = st.just((None, 0)) | st.tuples(TEXT, AMOUNTS)
+_ROWS = st.builds(
     ChargeRow,
     hold_id=IDS,
     account_id=IDS,
@@ -49,3 +52,4 @@ ROWS = st.builds(
     job_type=MAYBE,
     metadata=st.dictionaries(TEXT, JSON, max_size=3),
 )
+ROWS = st.builds(lambda row, shadow: replace(row, shadow=shadow[0], waived=shadow[1]), _ROWS, SHADOWS)

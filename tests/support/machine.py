@@ -208,13 +208,14 @@ class EngineMachine(RuleBasedStateMachine):
             deadline_ms=self.now_ms - 1 if late and off else 0,
             warn_at=data.draw(st.sampled_from(((), (500, 900, 1000)))),
             note=b"note %d" % self.made,
+            dry=data.draw(st.sampled_from((False, False, False, True))),
         )
         self.reserves.append(request)
         self._reserve(request)
 
     def _reserve(self, request: Reserve) -> None:
         answer = self.twin.both("reserve", request, ticket=self.nonce())
-        if isinstance(answer, Reserved):
+        if isinstance(answer, Reserved) and not request.dry:
             self.holds[request.hold_id] = answer.hold
             self.seen.append(answer.hold)
         elif isinstance(answer, Stale):

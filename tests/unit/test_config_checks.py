@@ -369,7 +369,6 @@ def test_very_many_problems_are_cut() -> None:
             "plans.pro.prepay: expected no such key: prepay is not supported",
         ),
         (pro("stripe_price: price_1"), "plans.pro.stripe_price: expected none: stripe is not supported yet"),
-        (pro("shadow: true"), "plans.pro.shadow: expected false: shadow is not supported yet"),
         (
             and_also("services: {sms: {wallet: tokens, per: message, price: 1}}"),
             "services.sms: expected none: services",

@@ -192,6 +192,8 @@ def _usage() -> None:
         sa.Column("job", sa.Text(), nullable=True),
         sa.Column("job_type", sa.Text(), nullable=True),
         sa.Column("metadata", sa.Text(), nullable=False),
+        sa.Column("shadow", sa.Text(), nullable=True),
+        sa.Column("waived", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.PrimaryKeyConstraint("account_id", "seq", name=op.f("pk_usage")),
         sa.UniqueConstraint("hold_id", "state", name=op.f("uq_usage_hold_id_state")),
     )
