@@ -30,6 +30,7 @@ from gateway.domain.plans import (
     PerUse,
     Plan,
     Price,
+    Service,
     UsesLimit,
 )
 from gateway.domain.rates import RateCard
@@ -129,7 +130,7 @@ def _catalog(document: schema.Document) -> Catalog:
         models=tuple(_model(model, cards) for model in document.models),
         features={name: _feature(name, feature, meters) for name, feature in document.features.items()},
         default_feature=document.default_feature,
-        services={},
+        services={name: _service(name, service, meters) for name, service in document.services.items()},
         plans={name: _plan(name, plan, meters) for name, plan in document.plans.items()},
         default_plan=document.default_plan,
         messages={reason: _message(message) for reason, message in document.messages.items()},
@@ -151,6 +152,18 @@ def _model(model: schema.Model, cards: Mapping[str, RateCard]) -> Model:
 
 def _feature(name: str, feature: schema.Feature, meters: Meters) -> Feature:
     return Feature(name, feature.wallet, _price(feature.price, meters[feature.wallet]))
+
+
+def _service(name: str, service: schema.Service, meters: Meters) -> Service:
+    meter = meters[service.wallet]
+    return Service(
+        name=name,
+        wallet=service.wallet,
+        per=service.per,
+        price=Fraction(service.price) * meter.scale,
+        minimum_balance=meter.parse(service.minimum_balance),
+        increment_s=service.increment,
+    )
 
 
 def _price(price: schema.FeaturePrice, meter: Meter) -> Price:

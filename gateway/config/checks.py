@@ -19,6 +19,7 @@ from gateway.config.model import Address
 from gateway.config.reading import Loc
 from gateway.domain.messages import DEFAULTS
 from gateway.domain.messages import problems as template_problems
+from gateway.domain.services import UNIT_S
 from gateway.domain.units import UNLIMITED_AMOUNT, UnitError
 
 Finding = tuple[Loc, str, str | None]  # where, what was expected, what was found (None: what stands there)
@@ -155,8 +156,11 @@ class _Checks:
         for name, service in self._document.services.items():
             where: Loc = ("services", name)
             yield from self._known("meters", (*where, "wallet"), service.wallet)
-            yield from self._amount((*where, "price"), service.wallet, service.price)
             yield from self._amount((*where, "minimum_balance"), service.wallet, service.minimum_balance)
+            if service.increment is not None and service.per not in UNIT_S:
+                yield (*where, "increment"), "no such key: only what is priced per second, minute or hour has one", None
+            if name in self._declared.get("features", ()):
+                yield where, "another name: a feature has this one", repr(name)
 
     def plans(self) -> Iterator[Finding]:
         served = [name for _, model in self._models for name in (model.match, *model.ids)]
@@ -168,7 +172,8 @@ class _Checks:
                 yield from self._known("meters", (*where, "allowance", wallet), wallet, repr(wallet))
                 yield from self._amount((*where, "allowance", wallet), wallet, amount, below=UNLIMITED_AMOUNT)
             for position, feature in enumerate(plan.features or ()):
-                yield from self._known("features", (*where, "features", position), feature)
+                loc = (*where, "features", position)
+                yield from self._known("features", loc, feature, extra=(*self._document.services,))
             for position, pattern in enumerate(plan.models or ()):
                 if not any(_overlap(pattern, known) for known in served):
                     yield (*where, "models", position), f"a model: {expected_one_of(served, pattern)}", None

@@ -15,9 +15,8 @@ from gateway.config.schema import Alerts, Document, Plan
 
 def unsupported(document: Document) -> Iterator[tuple[Loc, str]]:
     """Location and what was expected instead, of every key that is used and not supported yet."""
-    for section, entries in (("services", document.services), ("packages", document.packages)):
-        for name in entries:
-            yield (section, name), f"none: {section} are not supported yet"
+    for name in document.packages:
+        yield ("packages", name), "none: packages are not supported yet"
     if document.stripe is not None:
         yield ("stripe",), "no such section: stripe is not supported yet"
     yield from ((("alerts", *loc), expected) for loc, expected in _alerts(document.alerts))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Final, Literal
 
 from gateway.domain.periods import Period
@@ -75,7 +76,14 @@ class ByCard:
     """By the model's rate card of the wallet's meter."""
 
 
-Price = PerUse | PerThousandTokens | ByCard
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Worked out already: this many wallet steps for the whole call, whatever its uses and tokens (``services``)."""
+
+    amount: int
+
+
+Price = PerUse | PerThousandTokens | ByCard | Fixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +95,13 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Work outside the proxy, metered by API."""
+    """Work outside the proxy, metered by API. What it costs is ``services``' to say."""
 
     name: str
     wallet: str
-    per: Literal["minute", "hour", "second", "message", "request", "unit"]
-    price: int
-    minimum_balance: int = 0
+    per: Literal["second", "minute", "hour", "message", "request", "unit"]
+    price: Fraction  # steps per unit, exact
+    minimum_balance: int = 0  # what must be available for it to start
     increment_s: int | None = None
 
 
@@ -192,6 +200,8 @@ def charge(feature: Feature, card: RateCard | None, usage: Usage, uses: int = 1)
             return min(max(minimum, (2 * rate * usage.total + 1000) // 2000), AMOUNT_MAX)
         case ByCard():
             return _card(feature, card).price(usage)
+        case Fixed(amount):
+            return amount
 
 
 def demand(feature: Feature, card: RateCard | None, *, input_tokens: int, output_tokens: int, uses: int = 1) -> int:
@@ -203,6 +213,8 @@ def demand(feature: Feature, card: RateCard | None, *, input_tokens: int, output
             return min(max(minimum, -(-rate * (input_tokens + output_tokens) // 1000)), AMOUNT_MAX)
         case ByCard():
             return _card(feature, card).bound(input_tokens=input_tokens, output_tokens=output_tokens)
+        case Fixed(amount):
+            return amount
 
 
 def abandoned(

@@ -12,7 +12,7 @@ from gateway.config.export import exported
 from gateway.config.loading import load
 from gateway.config.model import Address, Config
 from gateway.domain.periods import Period
-from gateway.domain.plans import BulkStep, ByCard, Limits, PerThousandTokens, PerUse, UsesLimit, is_trial
+from gateway.domain.plans import BulkStep, ByCard, Limits, PerThousandTokens, PerUse, Service, UsesLimit, is_trial
 from gateway.domain.usage import Usage
 from tests.support.configs import config, edited
 
@@ -149,6 +149,20 @@ def test_features_are_priced_in_their_wallets_steps() -> None:
         "leads": PerUse(5000, (BulkStep(10, 4500), BulkStep(100, 4000))),
         "sized": PerThousandTokens(500, 2000),
         "small": PerThousandTokens(500, 0),
+    }
+
+
+def test_services_are_priced_exactly_also_below_a_step() -> None:
+    more = """default_feature: general
+services:
+  call: {wallet: tokens, per: minute, price: 2.0, minimum_balance: 10, increment: 1s}
+  sms: {wallet: tokens, per: message, price: 0.5}
+  byte: {wallet: tokens, per: unit, price: 0.00001}"""
+    services = config(edited("default_feature: general", more)).catalog.services
+    assert services == {
+        "call": Service("call", "tokens", "minute", Fraction(2000), 10_000, 1),
+        "sms": Service("sms", "tokens", "message", Fraction(500)),
+        "byte": Service("byte", "tokens", "unit", Fraction(1, 100)),
     }
 
 

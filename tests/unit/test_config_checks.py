@@ -304,6 +304,18 @@ def test_a_bad_value_is_told_with_line_path_expected_and_found(text: str, expect
             "3: storage.redis: expected embedded, redis://HOST:PORT, rediss://",
         ),
         (
+            and_also("services: {sms: {wallet: tokens, per: message, price: 1, increment: 1s}}"),
+            "19: services.sms.increment: expected no such key: only what is priced per second, minute or hour has one",
+        ),
+        (
+            and_also("services: {general: {wallet: tokens, per: message, price: 1}}"),
+            "19: services.general: expected another name: a feature has this one",
+        ),
+        (
+            and_also("services: {sms: {wallet: tokens, per: message, price: 1, minimum_balance: 0.0001}}"),
+            "19: services.sms.minimum_balance: expected an amount of tokens with at most 3 decimals",
+        ),
+        (
             and_also('stripe: {secret_key: "${K:-}"}'),
             "19: stripe.webhook_secret: expected a secret, because payments are only",
         ),
@@ -369,10 +381,6 @@ def test_very_many_problems_are_cut() -> None:
             "plans.pro.prepay: expected no such key: prepay is not supported",
         ),
         (pro("stripe_price: price_1"), "plans.pro.stripe_price: expected none: stripe is not supported yet"),
-        (
-            and_also("services: {sms: {wallet: tokens, per: message, price: 1}}"),
-            "services.sms: expected none: services",
-        ),
         (
             and_also("packages: {p: {label: P, price: 1, grants: [{wallet: tokens, amount: 1}]}}"),
             "packages.p: expected none: packages are not supported yet",
