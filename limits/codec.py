@@ -67,6 +67,7 @@ class Layout:
     fields: tuple[bytes, ...]
     windows: tuple[int, ...]
     concurrency: tuple[int, ...]
+    lengths_ms: tuple[int, ...]  # of ``windows``
 
 
 class Fields:
@@ -87,25 +88,35 @@ class Fields:
 
 
 class _Values:
-    """The distinct amounts of a demand: each slot names one by its index, from 1."""
+    """The distinct amounts of a demand: each slot names one by its index, from 1.
 
-    def __init__(self) -> None:
+    The first ``blanks`` places are for amounts that are not known yet: -1 stands for the first of them."""
+
+    def __init__(self, blanks: int) -> None:
+        self._blanks = blanks
         self._indices: dict[int, int] = {}
 
     def index(self, amount: int) -> int:
         found = self._indices.get(amount)
         if found is None:
-            if not 0 <= amount <= AMOUNT_MAX:
-                raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
-            found = self._indices[amount] = len(self._indices) + 1
+            if -self._blanks <= amount < 0:
+                return -amount
+            checked_amount(amount)
+            found = self._indices[amount] = self._blanks + len(self._indices) + 1
             if found > 255:
                 raise ValueError("a demand has at most 255 different amounts")
         return found
 
     def packed(self) -> bytes:
-        amounts = list(self._indices) or [0]
+        amounts = [0] * self._blanks + list(self._indices) or [0]
         amounts += [0] * (-len(amounts) % 4)
         return struct.pack(f"<B{len(amounts)}Q", len(amounts) // 4, *amounts)
+
+
+def checked_amount(amount: int) -> None:
+    """Raises ValueError for what is no amount of a demand."""
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
 
 
 def layout(demand: Demand) -> Layout:
@@ -113,13 +124,14 @@ def layout(demand: Demand) -> Layout:
     known = demand.packed
     if isinstance(known, Layout):
         return known
-    packed = _layout(demand)
+    packed = laid_out(demand)
     object.__setattr__(demand, "packed", packed)
     return packed
 
 
-def _layout(demand: Demand) -> Layout:
-    values = _Values()
+def laid_out(demand: Demand, blanks: int = 0) -> Layout:
+    """The work of it. So many amounts of the demand may be blanks (see ``forms``), which are packed as 0, first."""
+    values = _Values(blanks)
     wallets = _count((item.wallet for item in demand.wallets), "wallets")
     budgets = _count((item.number for item in demand.budgets), "budgets")
     scopes = _scopes(demand)
@@ -163,6 +175,7 @@ def _layout(demand: Demand) -> Layout:
         fields=tuple(fields),
         windows=windows,
         concurrency=tuple(index for _, counted in scopes.values() for index in counted),
+        lengths_ms=tuple(demand.windows[index].length_ms for index in windows),
     )
 
 
@@ -201,7 +214,7 @@ def budget_key(number: int, starts_at_ms: int) -> bytes:
 
 def encode_hold(hold: Hold, packed: Layout) -> bytes:
     """The whole hold, as Redis keeps it (its lease's end is the script's to set)."""
-    places = {wallet.wallet: place for place, wallet in enumerate(hold.demand.wallets, 1)}
+    places = {wallet.wallet: place for place, wallet in enumerate(hold.demand.form.wallets, 1)}
     head = _HOLD.pack(
         hold.version, int(hold.first_byte), hold.created_at_ms, hold.lease_ms, 0, len(hold.takes), len(packed.windows)
     )

@@ -75,7 +75,7 @@ class Engine:
         self._policy = _POLICY.pack(offset_ms, still_ms, *self._limits)
 
     def partition(self, account: str) -> int:
-        return keys.partition_of(account, self.partitions)
+        return keys.home_of(account, self.partitions).partition
 
     async def reserve(self, request: Reserve, *, ticket: str) -> ReserveReply:
         """Take the whole demand or nothing; nothing when dry. ``ticket``: a nonce, proposed in case the account is
@@ -236,6 +236,5 @@ class Engine:
         return bool(await self.client.evalsha(script("lead"), [keys.leader_key(name)], [self._policy, owner, ttl_ms]))
 
     async def _run(self, name: str, account: str, *args: Argument) -> Any:
-        partition = self.partition(account)
-        own = [keys.account_key(partition, account), keys.outbox_key(partition), keys.leases_key(partition)]
-        return await self.client.evalsha(script(name), own, (self._policy, *args))
+        home = keys.home_of(account, self.partitions)
+        return await self.client.evalsha(script(name), home.keys, (self._policy, *args))

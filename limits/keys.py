@@ -13,7 +13,7 @@ Not here: what the fields contain (``lua/prelude.lua`` says it, ``codec`` speaks
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 from zlib import crc32
 
 from limits.model import Scope, ScopeKind
@@ -47,6 +47,20 @@ def leases_key(partition: int) -> bytes:
 
 def leader_key(name: str) -> bytes:
     return b"tollgate:lead:%b" % name.encode()
+
+
+class Home(NamedTuple):
+    """Where an account lies, and the keys that its scripts declare: its own, the outbox's, the lease index's."""
+
+    partition: int
+    keys: tuple[bytes, bytes, bytes]
+
+
+@lru_cache(maxsize=65_536)
+def home_of(account: str, partitions: int) -> Home:
+    """Raises ValueError like ``account_key``."""
+    partition = partition_of(account, partitions)
+    return Home(partition, (account_key(partition, account), outbox_key(partition), leases_key(partition)))
 
 
 def hold_field(hold_id: bytes) -> bytes:

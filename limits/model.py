@@ -134,6 +134,11 @@ class Demand:
     concurrency: tuple[ConcurrencyDemand, ...] = ()
     packed: object = field(default=None, init=False, compare=False, repr=False)  # ``codec``'s memory of its own work
 
+    @property
+    def form(self) -> Demand:
+        """The same slots, for whoever does not ask for their amounts (which may be blanks there, see ``forms``)."""
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Reserve:

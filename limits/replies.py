@@ -32,6 +32,7 @@ from limits.model import (
     Take,
     Turn,
     Verdict,
+    WalletDemand,
     WalletView,
     Warming,
 )
@@ -103,47 +104,48 @@ def decode_extend(reply: bytes, asked: Asked) -> ExtendReply:
 def _reserved(reply: bytes, asked: Asked) -> Reserved:
     now_ms, created_ms, version, count = _RESERVED.unpack_from(reply, 1)
     at = 1 + _RESERVED.size
-    demand = asked.hold.demand
+    base, wallets, layout = asked.hold, asked.hold.demand.form.wallets, asked.layout
     takes = []
     for _ in range(count):
         number, amount, wallet = _TAKE.unpack_from(reply, at)
-        takes.append(Take(demand.wallets[wallet - 1].wallet, number, amount))
+        takes.append(Take(wallets[wallet - 1].wallet, number, amount))
         at += _TAKE.size
     count, at = reply[at], at + 1
     views = []
-    for wallet in demand.wallets[:count]:
+    for item in wallets[:count]:
         available, capacity, low, high = _VIEW.unpack_from(reply, at)
         used = permille(capacity - available, capacity)
-        views.append(WalletView(wallet.wallet, available, capacity, used, low + (high << 32)))
+        views.append(WalletView(item.wallet, available, capacity, used, low + (high << 32)))
         at += _VIEW.size
     count, at = reply[at], at + 1
+    pairs = struct.unpack_from(f"<{2 * count}Q", reply, at)
     windows = [(0, 0)] * count
-    starts = list(asked.hold.window_starts_ms) or [0] * count
-    for index in asked.layout.windows:
-        window = asked.demand.windows[index]
-        remaining, start_ms = _QQ.unpack_from(reply, at)
-        windows[index] = (remaining, start_ms + window.length_ms)
-        if window.amount or not starts[index]:
+    starts = list(base.window_starts_ms) or [0] * count
+    amounts = asked.demand.windows if base.window_starts_ms else ()
+    for place, index in enumerate(layout.windows):
+        start_ms = pairs[2 * place + 1]
+        windows[index] = (pairs[2 * place], start_ms + layout.lengths_ms[place])
+        if not starts[index] or amounts[index].amount:  # windows that an extend does not touch stay as they began
             starts[index] = start_ms
-        at += _QQ.size
-    crossed, at = _crossed(reply, at, demand)
-    hold = replace(
-        asked.hold,
-        version=version,
-        created_at_ms=created_ms,
-        takes=tuple(takes),
-        window_starts_ms=tuple(starts),
-    )
+    crossed, at = _crossed(reply, at + 16 * count, wallets)
+    hold = Hold(
+        base.account, base.hold_id, version, created_ms, base.lease_ms, tuple(takes), base.demand, tuple(starts),
+        base.note, base.first_byte,
+    )  # fmt: skip
     return Reserved(hold, tuple(views), crossed, tuple(windows), now_ms, reply[at:].decode())
 
 
-def _crossed(reply: bytes, at: int, demand: Demand) -> tuple[tuple[tuple[str, int], ...], int]:
+def _crossed(
+    reply: bytes, at: int, wallets: Sequence[WalletDemand]
+) -> tuple[tuple[tuple[str, int], ...], int]:
     """Thresholds crossed, and the position behind them."""
     count, at = reply[at], at + 1
+    if not count:
+        return (), at
     found = []
     for _ in range(count):
         wallet, permille = _CROSSED.unpack_from(reply, at)
-        found.append((demand.wallets[wallet - 1].wallet, permille))
+        found.append((wallets[wallet - 1].wallet, permille))
         at += _CROSSED.size
     return tuple(found), at
 
@@ -153,7 +155,7 @@ def _refused(reply: bytes, asked: Asked) -> Refused:
         reply, 1
     )
     slot, scope, meter = _slot(letter, place - 1, asked)
-    crossed, _ = _crossed(reply, _REFUSED.size, asked.demand)
+    crossed, _ = _crossed(reply, _REFUSED.size, asked.demand.form.wallets)
     return Refused(
         verdict=_VERDICTS[verdict],
         slot=slot,
@@ -172,7 +174,7 @@ def _refused(reply: bytes, asked: Asked) -> Refused:
 
 def _slot(letter: bytes, index: int, asked: Asked) -> tuple[str, Scope | None, str]:
     """(slot, scope, meter) of a refusal."""
-    demand = asked.demand
+    demand = asked.demand.form
     match letter:
         case b"w":
             return "wallet", None, demand.wallets[index].wallet

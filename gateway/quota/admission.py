@@ -76,7 +76,7 @@ class Admission:
         """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
         found = [
             (window.limit, remaining, resets_at_ms)
-            for window, (remaining, resets_at_ms) in zip(self.hold.demand.windows, self.reserved.windows, strict=False)
+            for window, (remaining, resets_at_ms) in zip(self.hold.demand.form.windows, self.reserved.windows, strict=False)
             if window.name == kind
         ]
         return min(found, key=lambda item: item[1], default=None)
@@ -146,7 +146,7 @@ def bill_of(
     lines = engine.split(hold.takes, charged) if charged and hold.takes else ()
     budgets = tuple(
         engine.BudgetLine(budget.number, budget.starts_at_ms, amount)
-        for budget in hold.demand.budgets
+        for budget in hold.demand.form.budgets
         if (amount := _budget_amount(work, budget, usage, charged, served))
     )
     row = ChargeRow(
@@ -181,7 +181,7 @@ def bill_of(
         waived=0 if shadowed is None else price,
     )
     charge = engine.Charge(hold.account, hold.hold_id, engine.ChargeState.SETTLED, lines, budgets, b"")
-    actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.windows)
+    actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.form.windows)
     return Bill(row, charge, actuals, released=not served)
 
 

@@ -12,9 +12,12 @@ from gateway.domain.accounts import AccountSnapshot, Caller
 from gateway.domain.plans import Feature, Limits, Model, Plan
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
+from limits import codec
 from limits import model as engine
+from limits.forms import Form, blank
 
 MINUTE_MS = 60_000
+_TOKENS, _USES = blank(0), blank(1)  # of every form
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,17 @@ def scopes_of(caller: Caller) -> dict[str, engine.Scope]:
     return scopes
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """The demand of a wallet's calls while none of its budgets turns: its blanks are tokens, uses, and per meter what
+    is held and what an abandoned call owes."""
+
+    form: Form
+    meters: tuple[str, ...]  # the wallet's first
+    from_ms: int
+    till_ms: int
+
+
 class Shape:
     """What of a demand vector does not depend on the size of the call: whose limits and budgets there are to meet.
 
@@ -78,68 +92,70 @@ class Shape:
     def __init__(self, caller: Caller, plan: Plan) -> None:
         scopes = scopes_of(caller)
         self._plan = plan
-        self._windows: list[engine.WindowDemand] = []
-        self._by_tokens: list[engine.WindowDemand] = []
-        self._concurrency: list[engine.ConcurrencyDemand] = []
+        windows: list[engine.WindowDemand] = []
+        by_tokens: list[engine.WindowDemand] = []
+        concurrency: list[engine.ConcurrencyDemand] = []
         for kind, limits in plan.limits.items():
             if kind in scopes:
-                self._limit(scopes[kind], limits)
-        self._requests = tuple(window for window in self._windows if window.name == "requests")
+                scope = scopes[kind]
+                windows += _counted_windows(scope, limits)
+                if limits.tokens_per_minute is not None:
+                    limit = limits.tokens_per_minute
+                    by_tokens.append(engine.WindowDemand(scope, "tokens", MINUTE_MS, limit, _TOKENS))
+                if limits.concurrent is not None:
+                    concurrency.append(engine.ConcurrencyDemand(scope, limits.concurrent))
+        self._windows, self._concurrency = (*windows, *by_tokens), tuple(concurrency)
+        requests = tuple(window for window in windows if window.name == "requests")
+        self._free = engine.Demand((), (), requests, self._concurrency)
         self._budgets = [
             (budget, scopes[budget.scope])
             for budget in caller.budgets
             if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id
         ]
-        self._periods: list[tuple[int, int]] = [(0, 1)] * len(self._budgets)
-
-    def _limit(self, scope: engine.Scope, limits: Limits) -> None:
-        if limits.requests_per_minute is not None:
-            self._windows.append(engine.WindowDemand(scope, "requests", MINUTE_MS, limits.requests_per_minute, 1))
-        if limits.tokens_per_minute is not None:
-            self._by_tokens.append(engine.WindowDemand(scope, "tokens", MINUTE_MS, limits.tokens_per_minute, 0))
-        if limits.uses is not None:
-            length_ms = limits.uses.per_s * 1000
-            self._windows.append(engine.WindowDemand(scope, "uses", length_ms, limits.uses.max, 1))
-        if limits.concurrent is not None:
-            self._concurrency.append(engine.ConcurrencyDemand(scope, limits.concurrent))
+        self._forms: dict[str, _Form] = {}
 
     def demand(self, work: Work, now_ms: int) -> engine.Demand:
         """The whole vector of one call: wallet, budgets, windows and concurrency. Raises PriceMissing."""
         if work.free:
-            return engine.Demand((), (), self._requests, tuple(self._concurrency))
+            return self._free
         wallet = work.feature.wallet
-        amount = price_of_bound(work, wallet)
-        abandon = _abandoned(self._plan, work, wallet, amount)
-        tokens = work.input_tokens + work.output_tokens
-        by_tokens = [
-            engine.WindowDemand(window.scope, "tokens", MINUTE_MS, window.limit, tokens) for window in self._by_tokens
-        ]
-        windows = self._windows if work.uses == 1 else [_used(window, work.uses) for window in self._windows]
-        priced = {wallet: (amount, abandon)}
-        budgets = tuple(self._budget(index, work, now_ms, priced) for index in range(len(self._budgets)))
-        return engine.Demand(
-            (engine.WalletDemand(wallet, amount, 0, abandon),),
-            budgets,
-            (*windows, *by_tokens),
-            tuple(self._concurrency),
+        form = self._forms.get(wallet)
+        if form is None or not form.from_ms <= now_ms < form.till_ms:
+            form = self._forms[wallet] = self._form(wallet, now_ms)
+        amounts = [work.input_tokens + work.output_tokens, work.uses]
+        for meter in form.meters:
+            amount = price_of_bound(work, meter)
+            amounts += (amount, _abandoned(self._plan, work, meter, amount))
+        return form.form.fill(*amounts)
+
+    def _form(self, wallet: str, now_ms: int) -> _Form:
+        meters = tuple(dict.fromkeys((wallet, *(budget.meter for budget, _ in self._budgets))))
+        blanks = {meter: (blank(2 + 2 * place), blank(3 + 2 * place)) for place, meter in enumerate(meters)}
+        from_ms, till_ms, budgets = 0, codec.TIME_MAX, []
+        for budget, scope in self._budgets:
+            starts_ms, ends_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
+            from_ms, till_ms = max(from_ms, starts_ms), min(till_ms, ends_ms or till_ms)
+            amount, abandon = blanks[budget.meter]
+            budgets.append(
+                engine.BudgetDemand(
+                    budget.number, scope, budget.meter, budget.amount, amount, starts_ms, ends_ms, abandon
+                )
+            )
+        amount, abandon = blanks[wallet]
+        demand = engine.Demand(
+            (engine.WalletDemand(wallet, amount, 0, abandon),), tuple(budgets), self._windows, self._concurrency
         )
-
-    def _budget(self, index: int, work: Work, now_ms: int, priced: dict[str, tuple[int, int]]) -> engine.BudgetDemand:
-        budget, scope = self._budgets[index]
-        start_ms, end_ms = self._periods[index]
-        if not start_ms <= now_ms < end_ms:
-            start_ms, end_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
-            self._periods[index] = (start_ms, end_ms)
-        found = priced.get(budget.meter)
-        if found is None:
-            amount = price_of_bound(work, budget.meter)
-            found = priced[budget.meter] = (amount, _abandoned(self._plan, work, budget.meter, amount))
-        amount, abandon = found
-        return engine.BudgetDemand(budget.number, scope, budget.meter, budget.amount, amount, start_ms, end_ms, abandon)
+        return _Form(Form(demand, 2 + 2 * len(meters)), meters, from_ms, till_ms)
 
 
-def _used(window: engine.WindowDemand, uses: int) -> engine.WindowDemand:
-    return replace(window, amount=uses) if window.name == "uses" else window
+def _counted_windows(scope: engine.Scope, limits: Limits) -> list[engine.WindowDemand]:
+    """The windows of a scope that count calls, not tokens."""
+    windows = []
+    if limits.requests_per_minute is not None:
+        windows.append(engine.WindowDemand(scope, "requests", MINUTE_MS, limits.requests_per_minute, 1))
+    if limits.uses is not None:
+        windows.append(engine.WindowDemand(scope, "uses", limits.uses.per_s * 1000, limits.uses.max, _USES))
+    return windows
 
 
 class Shapes:
