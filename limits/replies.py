@@ -135,9 +135,7 @@ def _reserved(reply: bytes, asked: Asked) -> Reserved:
     return Reserved(hold, tuple(views), crossed, tuple(windows), now_ms, reply[at:].decode())
 
 
-def _crossed(
-    reply: bytes, at: int, wallets: Sequence[WalletDemand]
-) -> tuple[tuple[tuple[str, int], ...], int]:
+def _crossed(reply: bytes, at: int, wallets: Sequence[WalletDemand]) -> tuple[tuple[tuple[str, int], ...], int]:
     """Thresholds crossed, and the position behind them."""
     count, at = reply[at], at + 1
     if not count:

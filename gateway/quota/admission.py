@@ -76,7 +76,9 @@ class Admission:
         """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
         found = [
             (window.limit, remaining, resets_at_ms)
-            for window, (remaining, resets_at_ms) in zip(self.hold.demand.form.windows, self.reserved.windows, strict=False)
+            for window, (remaining, resets_at_ms) in zip(
+                self.hold.demand.form.windows, self.reserved.windows, strict=False
+            )
             if window.name == kind
         ]
         return min(found, key=lambda item: item[1], default=None)
