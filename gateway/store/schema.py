@@ -11,79 +11,32 @@ Rules
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from sqlalchemy import (
-    BigInteger,
     CheckConstraint,
     Column,
-    Dialect,
-    ForeignKey,
     Index,
-    Integer,
     LargeBinary,
-    MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
     String,
     Table,
     Text,
-    TypeDecorator,
     UniqueConstraint,
     text,
 )
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from gateway.store.columns import Json as Json
+from gateway.store.columns import id_column as _id
+from gateway.store.columns import int_column as _int
+from gateway.store.columns import json_column as _json
+from gateway.store.columns import metadata as metadata
+from gateway.store.columns import ref_column as _ref
+from gateway.store.columns import serial_column as _serial
+from gateway.store.columns import text_column as _text
 
 APPEND_ONLY: Final = ("usage", "usage_rejects", "ledger", "audit_log")
-
-
-class Json(TypeDecorator[Any]):
-    """A JSON document as text: read whole, never searched in."""
-
-    impl = Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str:
-        return json.dumps(value, separators=(",", ":"))
-
-    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
-        return None if value is None else json.loads(value)
-
-
-def _id(name: str = "id", **options: Any) -> Column[str]:
-    return Column(name, String(36), **options)
-
-
-def _ref(name: str, target: str, *, nullable: bool = False) -> Column[str]:
-    return Column(name, String(36), ForeignKey(target), nullable=nullable)
-
-
-def _text(name: str, *, nullable: bool = False) -> Column[str]:
-    return Column(name, Text, nullable=nullable)
-
-
-def _int(name: str, *, default: int | None = None) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, server_default=None if default is None else text(str(default)))
-
-
-def _serial(name: str = "id") -> Column[int]:
-    return Column(name, BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
-
-
-def _json(name: str) -> Column[Mapping[str, Any]]:
-    return Column(name, Json, nullable=False)
-
 
 # --- who -----------------------------------------------------------------------------------------------------------
 

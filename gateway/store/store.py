@@ -11,6 +11,7 @@ from sqlalchemy import select
 
 from gateway.domain.plans import Catalog
 from gateway.store.accounts import Accounts
+from gateway.store.alerts import Alerts
 from gateway.store.common import inserting, new_id, wall_clock_ms
 from gateway.store.database import Database, open_database
 from gateway.store.grants import Grants
@@ -45,6 +46,7 @@ class Store:
     writer: Writer
     usage: UsageLog
     ledger: Ledger
+    alerts: Alerts
 
     async def installed_partitions(self, *, partitions: int = PARTITIONS, now_ms: int) -> int:
         """The number of partitions that accounts are hashed onto: fixed by whoever asks first. Raises
@@ -90,4 +92,5 @@ def open_store(
         writer=Writer(database, now_ms=now_ms),
         usage=UsageLog(database),
         ledger=Ledger(database),
+        alerts=Alerts(database),
     )

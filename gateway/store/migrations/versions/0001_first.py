@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from gateway.store.migrations import first_alerts
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -13,6 +15,7 @@ depends_on = None
 
 def upgrade() -> None:
     _accounts()
+    first_alerts.create()
     _audit_log()
     _budget_uses()
     _installation()

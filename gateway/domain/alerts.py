@@ -1,0 +1,124 @@
+"""What somebody is told of without asking: kinds, the rules that raise them, and how they read. Pure.
+
+Rules
+1. An alert is raised at most once per account and key; the key says what it is about and in which period.
+2. A trial is about to end when less than a day, or less than a seventh of it, is left: whichever comes later.
+3. A wallet is low when a charge takes it from at or above its mark to below it; that can happen again only after
+   something has brought it above.
+4. Use is rapid when an account (a user of it, where the call names one) made more than ``uses`` charged calls within
+   ``per``: told once per UTC day. Plan limits refuse; this only tells.
+5. A spike is a seventh of ``over`` in which an account used more than ``factor`` times what it used on average in the
+   seven sevenths before it. Who has no such past, or made fewer than ``SPIKE_CALLS_MIN`` calls, is not judged.
+
+Not here: who notices, who is told, and how it gets there (``quota``, ``billing.alerts``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Final
+
+from gateway.domain.accounts import Subscription
+
+THRESHOLD: Final = "threshold"
+LOW_BALANCE: Final = "low_balance"
+TRIAL_ENDING: Final = "trial_ending"
+TRIAL_EXPIRED: Final = "trial_expired"
+REFUSED: Final = "refused"
+PAYMENT_FAILED: Final = "payment_failed"
+RAPID_USE: Final = "rapid_use"
+SPIKE: Final = "spike"
+KINDS: Final = (
+    THRESHOLD, LOW_BALANCE, TRIAL_ENDING, TRIAL_EXPIRED, REFUSED, PAYMENT_FAILED, RAPID_USE, SPIKE,
+)  # fmt: skip
+
+WEBHOOK: Final = "webhook"
+EMAIL: Final = "email"
+CHANNELS: Final = (WEBHOOK, EMAIL)
+
+DAY_MS: Final = 86_400_000
+SPIKE_SLICES: Final = 7
+SPIKE_CALLS_MIN: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class LowMark:
+    """Below which a wallet is low: an amount in steps, or a share of its open grants."""
+
+    amount: int = 0
+    permille: int = 0
+
+    def of(self, granted: int) -> int:
+        """In steps, for a wallet whose open grants add up to ``granted``."""
+        return granted * self.permille // 1000 if self.permille else self.amount
+
+
+@dataclass(frozen=True, slots=True)
+class RapidUse:
+    uses: int
+    per_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    factor: Fraction
+    over_s: int
+
+    @property
+    def slice_ms(self) -> int:
+        return max(1, self.over_s * 1000 // SPIKE_SLICES)
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRules:
+    """What of ``alerts`` in the config says when to tell; thresholds are the catalog's ``warn_at_permille``."""
+
+    low_balance: Mapping[str, LowMark] = field(default_factory=dict)  # by wallet
+    rapid_use: RapidUse | None = None
+    spike: Spike | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where alerts are posted to, and what signs them."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """The server that takes e-mails (``smtp://`` or ``smtps://``, credentials in the URL), and who writes them."""
+
+    smtp: str = field(repr=False)
+    sender: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Where alerts are delivered to; None = not there."""
+
+    webhook: Webhook | None = None
+    mail: Mail | None = None
+
+
+def period_of(subscription: Subscription, now_ms: int) -> str:
+    """What names the running period in a key. A period that was granted ahead runs before its turn is noticed."""
+    start_ms, end_ms = subscription.period_starts_at_ms, subscription.period_ends_at_ms
+    return f"{subscription.plan}:{end_ms if 0 < end_ms <= now_ms else start_ms}"
+
+
+def trial_ending_from_ms(subscription: Subscription) -> int:
+    """From when on a trial is about to end; 0 = it is no trial (rule 2)."""
+    ends_ms = subscription.trial_ends_at_ms
+    if ends_ms == 0:
+        return 0
+    return ends_ms - min(DAY_MS, max(0, ends_ms - subscription.period_starts_at_ms) // 7)
+
+
+def is_spike(spike: Spike, *, recent: int, calls: int, past: int) -> bool:
+    """Whether ``recent`` (one slice, of ``calls`` calls) is out of line with ``past`` (all seven slices before it)."""
+    return calls >= SPIKE_CALLS_MIN and past > 0 and recent * SPIKE_SLICES > spike.factor * past

@@ -1,0 +1,1 @@
+"""The schema's revisions, and the parts they are made of."""
