@@ -133,7 +133,7 @@ class Callers:
         self._now_ms = now_ms
         self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes.fromhex(digest)))
         self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(store.account_by_ref)
-        self._users: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._members: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
     async def by_key(self, key: str, *, account_ref: str | None = None) -> Caller:
         """Raises InvalidApiKey, AccountNotFound, AccountSuspended, StoreUnavailable."""
@@ -169,15 +169,23 @@ class Callers:
         account = caller.account
         assert account is not None, "users belong to an account"
         if external_user and caller.user_id is None:
-            user_id = self._users.get((account.id, external_user))
-            if user_id is None:
-                user_id = await self._store.user_for(account.id, external_user, now_ms=self._now_ms())
-                if user_id is not None:
-                    _put(self._users, (account.id, external_user), user_id, CACHE_ENTRIES_MAX)
-            caller = replace(caller, user_id=user_id)
+            caller = replace(caller, user_id=await self._member(account.id, "user", external_user))
         if team_ref and caller.team_id is None:
-            caller = replace(caller, team_id=await self._store.team_for(account.id, team_ref))
+            caller = replace(caller, team_id=await self._member(account.id, "team", team_ref))
         return caller
+
+    async def _member(self, account_id: str, kind: str, ref: str) -> str | None:
+        """The member's id. Nobody is ever renamed or removed, so that what was found once stays true."""
+        known = self._members.get((account_id, kind, ref))
+        if known is not None:
+            return known
+        if kind == "user":
+            found = await self._store.user_for(account_id, ref, now_ms=self._now_ms())
+        else:
+            found = await self._store.team_for(account_id, ref)
+        if found is not None:
+            _put(self._members, (account_id, kind, ref), found, CACHE_ENTRIES_MAX)
+        return found
 
     async def _with_account(self, caller: Caller, account_ref: str | None) -> Caller:
         """Which account this call is for. Only a service key may name a foreign one."""

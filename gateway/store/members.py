@@ -93,6 +93,10 @@ class Members:
         known = await self._find(users, account_id, external_id)
         if known is not None or len(external_id) > EXTERNAL_ID_MAX or not external_id.isprintable():
             return known
+        async with self._database.read() as connection:  # one account too full must not queue for the writers' lock
+            query = select(accounts.c.users_seen).where(accounts.c.id == account_id)
+            if ((await connection.execute(query)).scalar_one_or_none() or 0) >= USERS_SEEN_MAX:
+                return None
         async with self._database.write() as connection:
             account = await lock_account(connection, account_id)
             mine = (users.c.account_id == account_id, users.c.external_id == external_id)

@@ -43,10 +43,12 @@ class Hanging:
         return None
 
     async def user_for(self, account_id: str, external_id: str, *, now_ms: int) -> str | None:
-        return None
+        self.reads += 1
+        return f"user {external_id}"
 
     async def team_for(self, account_id: str, ref: str) -> str | None:
-        return None
+        self.reads += 1
+        return f"team {ref}" if ref == "red" else None
 
 
 async def test_a_hanging_database_delays_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +92,17 @@ async def test_a_database_that_is_back_is_believed_at_once(monkeypatch: pytest.M
         return False
 
     await eventually(refused, what="the key is gone", within_s=1)
+
+
+async def test_the_database_is_asked_once_for_a_member_that_is_there() -> None:
+    store = Hanging()
+    callers = Callers(store, KeyHasher("secret"), lambda: 0)
+    caller = await callers.by_key(new_key())
+    store.reads = 0
+    for _ in range(3):
+        bound = await callers.with_user(caller, "red", "red")
+        assert (bound.user_id, bound.team_id) == ("user red", "team red")
+    assert store.reads == 2
+    for _ in range(3):  # it may be made in a moment
+        assert (await callers.with_user(caller, None, "blue")).team_id is None
+    assert store.reads == 5
