@@ -17,6 +17,7 @@ from gateway.domain.accounts import Account
 from gateway.domain.plans import Catalog
 from gateway.domain.units import Meter, UnitError
 from gateway.errors import AccountNotFound, RequestError
+from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher
 from gateway.quota.states import States
 from gateway.store.store import Store
@@ -35,6 +36,7 @@ class Desk:
     states: States | None
     now_ms: Callable[[], int]
     actor: str
+    metrics: Metrics | None = None  # of the server that this runs in
     undelivered: Callable[[str], None] = lambda _: None  # told of accounts whose change Redis will learn later
 
     async def account(self, ref: str) -> Account:
@@ -55,6 +57,13 @@ class Desk:
         """Tell Redis of the account's change, if it is there."""
         if self.states is None or not await self.states.deliver(account_id):
             self.undelivered(account_id)
+
+    def moved(self, before: Account, after: Account, cause: str) -> None:
+        """Count a change of plan. What was there already counts nothing."""
+        if self.metrics is not None and before.rev != after.rev:
+            plans = before.subscription.plan, after.subscription.plan
+            if plans[0] != plans[1] or cause in ("cancel", "resume", "renew", "past_due"):
+                self.metrics.subscription_changes.add((*plans, cause), 1)
 
     def meter(self, wallet: str | None) -> Meter:
         """A wallet's meter; without a name the only one there is. Raises RequestError."""

@@ -1,15 +1,20 @@
-"""An account's place on a plan, moved by people."""
+"""An account's place on a plan, moved by people and by payments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from gateway.billing.desk import Desk, amount, shown
 from gateway.domain.accounts import Account
 from gateway.domain.plans import UNLIMITED
 from gateway.domain.units import UnitError, exact
 from gateway.errors import RequestError
+from gateway.store.common import new_id
+from gateway.store.renewals import Payment
+
+PERIODS_MAX: Final = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,7 @@ class Terms:
 
 
 class SubscriptionService:
-    """Moves to another plan, and of a period's end."""
+    """Moves to another plan, payments, cancellations, and of a period's end."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -57,16 +62,57 @@ class SubscriptionService:
             ends_at_ms=ends_at_ms,
             actor=desk.actor,
         )
-        await desk.deliver(account.id)
-        return changed
+        return await self._moved(account, changed, "subscribe")
 
-    async def cancel(self, account_ref: str) -> Account:
-        """Let it end with its period. Raises AccountNotFound, StoreUnavailable."""
+    async def renew(
+        self,
+        account_ref: str,
+        *,
+        plan: str | None = None,
+        periods: int = 1,
+        key: str | None = None,
+        until_ms: int | None = None,
+        price: str | None = None,
+    ) -> Account:
+        """A payment arrived for ``periods`` periods of the account's plan, or of ``plan``, which then starts if the
+        account is on another one. It is paid further, is not past due, and is granted the period that is due.
+
+        ``key`` names the payment: the same one again changes nothing. ``until_ms``: where the payment says that its
+        periods end; ``price``: what was paid. Raises AccountNotFound, BadRequest (plan, terms, nothing to renew),
+        RequestError (periods, price), StoreUnavailable.
+        """
+        desk = self._desk
+        if not 1 <= periods <= PERIODS_MAX:
+            raise RequestError(f"periods: expected 1 to {PERIODS_MAX}", param="periods")
+        account = await desk.account(account_ref)
+        payment = Payment(key or new_id(), plan, periods, until_ms, None if price is None else _price(price))
+        changed = await desk.store.renewals.renew(account.id, payment, now_ms=desk.now_ms(), actor=desk.actor)
+        return await self._moved(account, changed, "renew")
+
+    async def payment_failed(self, account_ref: str, *, key: str | None = None) -> Account:
+        """The payment for what comes next failed: past due, for ``stripe.grace`` after the period's end. Nothing
+        changes when the payment ``key`` has arrived meanwhile. Raises AccountNotFound, StoreUnavailable."""
         desk = self._desk
         account = await desk.account(account_ref)
-        changed = await desk.store.subscriptions.cancel(account.id, now_ms=desk.now_ms(), actor=desk.actor)
-        await desk.deliver(account.id)
-        return changed
+        changed = await desk.store.renewals.payment_failed(account.id, now_ms=desk.now_ms(), key=key, actor=desk.actor)
+        return await self._moved(account, changed, "past_due")
+
+    async def cancel(self, account_ref: str, *, now: bool = False) -> Account:
+        """Let it end with what is paid of it, or at once. Raises AccountNotFound, StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        changed = await desk.store.subscriptions.cancel(
+            account.id, now_ms=desk.now_ms(), immediately=now, actor=desk.actor
+        )
+        return await self._moved(account, changed, "cancel")
+
+    async def resume(self, account_ref: str) -> Account:
+        """Take back a cancellation, or a change of plan, that has not come yet. Raises AccountNotFound, Conflict (it
+        has ended), StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        changed = await desk.store.subscriptions.resume(account.id, now_ms=desk.now_ms(), actor=desk.actor)
+        return await self._moved(account, changed, "resume")
 
     async def extend(self, account_ref: str, *, ends_at_ms: int) -> Account:
         """Move the running period's end, a trial's with it. Raises AccountNotFound, BadRequest, StoreUnavailable."""
@@ -78,22 +124,31 @@ class SubscriptionService:
         await desk.deliver(account.id)
         return changed
 
+    async def _moved(self, before: Account, after: Account, cause: str) -> Account:
+        self._desk.moved(before, after, cause)
+        await self._desk.deliver(after.id)
+        return after
+
     def _terms(self, terms: Terms | None) -> dict[str, object]:
         """As the store keeps them: steps per wallet, the price as its plain decimal. Raises RequestError."""
         kept: dict[str, object] = {}
         if terms is None:
             return kept
         if terms.price is not None:
-            try:
-                price = exact(terms.price, expected="a price such as 49.90")
-            except UnitError as error:
-                raise RequestError(f"price: {error}", param="price") from error
-            if price < 0:
-                raise RequestError("price: expected a price such as 49.90, 0 or more", param="price")
-            kept["price"] = terms.price
+            kept["price"] = _price(terms.price)
         if terms.allowance:
             kept["allowance"] = {
                 wallet: UNLIMITED if text == UNLIMITED else amount(self._desk.meter(wallet), text, param="allowance")
                 for wallet, text in terms.allowance.items()
             }
         return kept
+
+
+def _price(text: str) -> str:
+    """Raises RequestError."""
+    try:
+        if exact(text, expected="a price such as 49.90") < 0:
+            raise UnitError("a price such as 49.90, 0 or more", text)
+    except UnitError as error:
+        raise RequestError(f"price: {error}", param="price") from error
+    return text

@@ -63,6 +63,8 @@ def account_view(account: Account, catalog: Catalog, now_ms: int) -> View:
         "trial_starts_at": when(subscription.period_starts_at_ms) if subscription.trial_ends_at_ms else None,
         "trial_ends_at": when(subscription.trial_ends_at_ms),
         "cancel_at_period_end": subscription.cancel_at_period_end,
+        "next_plan": subscription.next_plan,
+        "paid_until": when(subscription.paid_until_ms),
         "created_at": when(account.created_at_ms),
     }
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ACCOUNTS_SHOWN: Final = "id name external_id email status plan subscription_status period_ends_at"
 ONE_SHOWN: Final = (
     "id name external_id email status plan subscription_status "
-    "period_starts_at period_ends_at trial_starts_at trial_ends_at created_at"
+    "period_starts_at period_ends_at trial_starts_at trial_ends_at paid_until next_plan created_at"
 )
 TEAMS_SHOWN: Final = "id name external_id created_at"
 USERS_SHOWN: Final = "id name external_id email team created_at"

@@ -50,12 +50,38 @@ async def subscribe(
     return _account(changed, office)
 
 
+@command(groups.subscription, "renew", Reach.DELIVERY)
+async def renew(
+    office: Office,
+    account: AccountRef,
+    periods: Annotated[int, typer.Option("--periods", min=1, help="How many periods were paid.")] = 1,
+    plan: Annotated[str | None, typer.Option("--plan", help="What was paid for. Default: the account's plan.")] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The payment's own name: it counts once.")] = None,
+    price: Annotated[str | None, typer.Option("--price", help="What was paid. Default: the plan's price.")] = None,
+) -> Output:
+    """Note a payment: the subscription is paid further, and gets the period that is due."""
+    changed = await office.subscriptions.renew(account, plan=plan, periods=periods, key=key, price=price)
+    return _account(changed, office)
+
+
 @command(groups.subscription, "cancel", Reach.DELIVERY)
-async def cancel(office: Office, account: AccountRef, yes: Yes = False) -> Output:
-    """Let the subscription end with its period."""
+async def cancel(
+    office: Office,
+    account: AccountRef,
+    now: Annotated[bool, typer.Option("--now", help="At once, not at the end of what is paid.")] = False,
+    yes: Yes = False,
+) -> Output:
+    """Let the subscription end with what is paid of it."""
     found = await office.accounts.get(account)
-    confirm(f"End the {found.subscription.plan} subscription of {found.name} with its period?", yes=yes)
-    return _account(await office.subscriptions.cancel(found.id), office)
+    when = "now" if now else "with its period"
+    confirm(f"End the {found.subscription.plan} subscription of {found.name} {when}?", yes=yes)
+    return _account(await office.subscriptions.cancel(found.id, now=now), office)
+
+
+@command(groups.subscription, "resume", Reach.DELIVERY)
+async def resume(office: Office, account: AccountRef) -> Output:
+    """Take back a cancellation, or a change of plan, that has not come yet."""
+    return _account(await office.subscriptions.resume(account), office)
 
 
 @command(groups.subscription, "extend", Reach.DELIVERY)

@@ -135,6 +135,7 @@ def _catalog(document: schema.Document) -> Catalog:
         default_plan=document.default_plan,
         messages={reason: _message(message) for reason, message in document.messages.items()},
         warn_at_permille=tuple(sorted({int(share * 1000) for share in document.alerts.warn_at})),
+        grace_ms=document.stripe.grace * 1000 if document.stripe is not None else 0,
     )
 
 

@@ -39,6 +39,8 @@ class Subscription:
     period_ends_at_ms: int
     trial_ends_at_ms: int  # 0 = no trial
     cancel_at_period_end: bool = False
+    next_plan: str | None = None  # the plan that follows at the end of what is paid
+    paid_until_ms: int = 0  # 0 = nothing was paid for in advance
     terms: Mapping[str, object] = field(default_factory=dict)  # custom allowance, price, entitlements
 
 

@@ -74,6 +74,15 @@ def next_start(period: Period, anchor_ms: int, now_ms: int, zone: str = "UTC") -
     return bounds(period, anchor_ms, now_ms, zone)[1]
 
 
+def end_of(period: Period, anchor_ms: int, at_ms: int, count: int, zone: str = "UTC") -> int:
+    """When the ``count``-th period from the one that holds ``at_ms`` on ends; 0 = never."""
+    for _ in range(count):
+        _, at_ms = bounds(period, anchor_ms, at_ms, zone)
+        if at_ms == 0:
+            break
+    return at_ms
+
+
 def billing_month(at_ms: int) -> str:
     """The UTC calendar month of an instant: ``2026-11``."""
     return _moment(at_ms).strftime("%Y-%m")

@@ -160,6 +160,7 @@ class Catalog:
     default_plan: str
     messages: Mapping[str, Mapping[str, str]]  # reason → {"title"?, "text"}
     warn_at_permille: tuple[int, ...]
+    grace_ms: int = 0  # how long a plan stays usable while its payment is due
 
     def model(self, name: str) -> Model | None:
         return next((model for model in self.models if model.matches(name)), None)

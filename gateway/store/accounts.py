@@ -34,6 +34,8 @@ SUBSCRIPTION_COLUMNS = (
     subscriptions.c.granted_until_ms,
     subscriptions.c.trial_ends_at_ms,
     subscriptions.c.cancel_at_period_end,
+    subscriptions.c.next_plan,
+    subscriptions.c.paid_until_ms,
     subscriptions.c.terms,
 )
 CURRENT = (subscriptions.c.account_id == accounts.c.id) & (subscriptions.c.ended_at_ms == 0)
@@ -200,6 +202,8 @@ def subscription_of(row: Row[Any]) -> Subscription:
         period_ends_at_ms=row.period_ends_at_ms,
         trial_ends_at_ms=row.trial_ends_at_ms,
         cancel_at_period_end=bool(row.cancel_at_period_end),
+        next_plan=row.next_plan,
+        paid_until_ms=row.paid_until_ms,
         terms=row.terms,
     )
 
@@ -229,6 +233,8 @@ def subscription_values(subscription: Subscription) -> dict[str, Any]:
         "period_ends_at_ms": subscription.period_ends_at_ms,
         "trial_ends_at_ms": subscription.trial_ends_at_ms,
         "cancel_at_period_end": int(subscription.cancel_at_period_end),
+        "next_plan": subscription.next_plan,
+        "paid_until_ms": subscription.paid_until_ms,
         "terms": dict(subscription.terms),
     }
 

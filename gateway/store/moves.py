@@ -2,17 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Row, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.domain.accounts import Subscription
+from gateway.domain.accounts import Account, Subscription
+from gateway.domain.grants import NewGrant
 from gateway.domain.ledger import Entry, Kind
-from gateway.store.accounts import subscription_values
-from gateway.store.grants import end_grants, grant_of, open_grants, post, withdraw
+from gateway.domain.plans import Catalog, Plan
+from gateway.domain.turns import Changed, Decision, Ended, Fallback, NextPeriod, PastDue, Stay, Turned
+from gateway.errors import BadRequest
+from gateway.store.accounts import account_of, current, insert_subscription, subscription_of, subscription_values
+from gateway.store.common import changed, lock_account, record
+from gateway.store.grants import end_grants, grant_of, insert_grants, open_grants, post, withdraw
 from gateway.store.schema import grants, subscriptions
+
+
+async def start(
+    connection: AsyncConnection, row: Row[Any], plan: Plan, subscription: Subscription, new: Sequence[NewGrant],
+    now_ms: int,
+) -> None:  # fmt: skip
+    """A subscription takes the place of the current one, ``row``: what that one granted ends, the new grants come."""
+    account = await lock_account(connection, row.id)
+    await close_plan(connection, row.id, row.subscription_id, now_ms)
+    left = update(subscriptions).where(subscriptions.c.id == row.subscription_id).values(ended_at_ms=now_ms)
+    await connection.execute(left)
+    await insert_subscription(connection, row.id, subscription, now_ms)
+    await insert_grants(connection, account, new, now_ms=now_ms, reason=f"plan {plan.name}")
+    await close_debts(connection, row.id, carry=plan.debt == "carry", now_ms=now_ms)
+
+
+async def apply(
+    connection: AsyncConnection, row: Row[Any], decision: Decision, catalog: Catalog, now_ms: int
+) -> Turned:
+    """Write what was decided about the current subscription, ``row``."""
+    new: tuple[NewGrant, ...] = ()
+    match decision:
+        case Stay():
+            return Turned("stay", row.plan, row.plan)
+        case NextPeriod(moved, new):
+            turned = Turned("next_period", row.plan, moved.plan)
+        case Fallback(moved, new):
+            turned = Turned("fallback", row.plan, moved.plan)
+        case Changed(moved, new):
+            turned = Turned("changed", row.plan, moved.plan)
+        case PastDue(moved):
+            turned = Turned("past_due", row.plan, moved.plan)
+        case Ended(moved):
+            turned = Turned("ended", row.plan, None)
+    goes_on = turned.outcome in ("next_period", "past_due")
+    if not goes_on:
+        await take_back_ahead(connection, row.id, row, now_ms)
+    await move(connection, row, moved, keeps_ahead=goes_on)
+    account = await lock_account(connection, row.id)
+    await insert_grants(connection, account, new, now_ms=now_ms, reason=turned.outcome)
+    old_plan = catalog.plans.get(row.plan)
+    await close_debts(connection, row.id, carry=old_plan is not None and old_plan.debt == "carry", now_ms=now_ms)
+    return turned
+
+
+def difference(before: Subscription, after: Subscription) -> dict[str, Any]:
+    """What a move changed, for the audit log: each value before it and after it."""
+    old, new = ({**subscription_values(each), "id": each.id} for each in (before, after))
+    names = [name for name in new if old[name] != new[name]]
+    return {"before": {name: old[name] for name in names}, "after": {name: new[name] for name in names}}
+
+
+async def finish(
+    connection: AsyncConnection, row: Row[Any], cause: str, actor: str, now_ms: int, detail: Mapping[str, Any]
+) -> Account:
+    """The push and the audit line of a move away from ``row``; answers the account as it is now."""
+    await changed(connection, row.id, cause, now_ms)
+    now = await current(connection, row.id)
+    told = {**detail, **difference(subscription_of(row), subscription_of(now))}
+    await record(connection, cause, account_id=row.id, actor=actor, now_ms=now_ms, detail=told)
+    return account_of(now)
+
+
+def known_plan(catalog: Catalog, name: str) -> Plan:
+    """Raises BadRequest."""
+    if name not in catalog.plans:
+        raise BadRequest("unknown_plan", f"There is no plan {name}.", param="plan")
+    return catalog.plans[name]
 
 
 async def move(

@@ -137,6 +137,8 @@ subscriptions = Table(
     _int("granted_until_ms"),  # end of the last period that has its grants: at most one period ahead
     _int("trial_ends_at_ms", default=0),
     Column("cancel_at_period_end", SmallInteger, nullable=False, server_default=text("0")),
+    _text("next_plan", nullable=True),  # what follows at the end of what is paid
+    _int("paid_until_ms", default=0),  # 0 = nothing was paid for in advance
     _json("terms"),
     _int("created_at_ms"),
     _int("ended_at_ms", default=0),  # 0 = the account's current one
@@ -169,6 +171,22 @@ grants = Table(
     UniqueConstraint("account_id", "key"),
     CheckConstraint("amount >= 0", name="amount"),
     CheckConstraint("used >= 0", name="used"),
+)
+
+renewals = Table(
+    "renewals",
+    metadata,
+    _ref("account_id", "accounts.id"),
+    _text("key"),  # of the payment: it counts once
+    _id("subscription_id", nullable=False),
+    _text("plan"),
+    _int("periods"),
+    _int("from_ms"),
+    _int("until_ms"),
+    _text("price"),  # a plain decimal in the config's currency; "custom" when nobody said it
+    _int("created_at_ms"),
+    _int("refunded_at_ms", default=0),
+    PrimaryKeyConstraint("account_id", "key"),
 )
 
 pushes = Table(

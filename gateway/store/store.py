@@ -19,6 +19,7 @@ from gateway.store.keys import Callers, Keys
 from gateway.store.ledger import Ledger
 from gateway.store.members import Members
 from gateway.store.plans import Plans
+from gateway.store.renewals import Renewals
 from gateway.store.schema import installation
 from gateway.store.state import State
 from gateway.store.subscriptions import Subscriptions
@@ -40,6 +41,7 @@ class Store:
     callers: Callers
     plans: Plans
     subscriptions: Subscriptions
+    renewals: Renewals
     grants: Grants
     state: State
     sums: Sums
@@ -66,7 +68,6 @@ def open_store(
     *,
     folder: Path,
     catalog: Callable[[], Catalog],
-    grace_ms: int = 0,
     now_ms: Callable[[], int] = wall_clock_ms,
     timeout_s: float | None = None,
 ) -> Store:
@@ -77,7 +78,7 @@ def open_store(
     database = open_database(url, folder=folder, timeout_s=timeout_s)
     accounts = Accounts(database, catalog)
     members = Members(database)
-    subscriptions = Subscriptions(database, catalog, grace_ms=grace_ms)
+    subscriptions = Subscriptions(database, catalog)
     return Store(
         database=database,
         accounts=accounts,
@@ -86,6 +87,7 @@ def open_store(
         callers=Callers(database, accounts, members),
         plans=Plans(database, catalog),
         subscriptions=subscriptions,
+        renewals=Renewals(database, catalog),
         grants=Grants(database),
         state=State(database, subscriptions, now_ms=now_ms),
         sums=Sums(database),

@@ -13,20 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, and_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.domain.accounts import Account, SubscriptionStatus
-from gateway.domain.grants import NewGrant, period_grants
+from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
+from gateway.domain.grants import period_grants
 from gateway.domain.plans import Catalog
-from gateway.domain.turns import Ended, Fallback, NextPeriod, PastDue, Stay, Turned, begin, decide, renewed
-from gateway.errors import BadRequest
-from gateway.store.accounts import account_of, current, insert_subscription, subscription_of
-from gateway.store.common import changed, lock_account, new_id, record
+from gateway.domain.turns import Stay, Turned, begin, decide, end_now, goes_on, renewed
+from gateway.errors import BadRequest, Conflict
+from gateway.store.accounts import account_of, current, subscription_of
+from gateway.store.common import changed, lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import insert_grants
-from gateway.store.moves import close_debts, close_plan, move, take_back_ahead
+from gateway.store.moves import apply, close_plan, finish, known_plan, move, start, take_back_ahead
 from gateway.store.schema import accounts, grants, subscriptions
 
 AHEAD_MS: Final = 24 * 3600 * 1000
@@ -35,10 +36,14 @@ AHEAD_MS: Final = 24 * 3600 * 1000
 class Subscriptions:
     """Moves of subscriptions. ``catalog`` gives the plans as they are configured now."""
 
-    def __init__(self, database: Database, catalog: Callable[[], Catalog], *, grace_ms: int = 0) -> None:
+    def __init__(self, database: Database, catalog: Callable[[], Catalog]) -> None:
         self._database = database
         self._catalog = catalog
-        self.grace_ms = grace_ms
+
+    @property
+    def grace_ms(self) -> int:
+        """How long a plan stays usable while its payment is due."""
+        return self._catalog().grace_ms
 
     async def subscribe(
         self,
@@ -57,9 +62,7 @@ class Subscriptions:
         missing terms), StoreUnavailable.
         """
         catalog = self._catalog()
-        chosen = catalog.plans.get(plan)
-        if chosen is None:
-            raise BadRequest("unknown_plan", f"There is no plan {plan}.", param="plan")
+        chosen = known_plan(catalog, plan)
         subscription, new = begin(
             catalog,
             chosen,
@@ -70,18 +73,10 @@ class Subscriptions:
             terms=terms,
         )
         async with self._database.write() as connection:
-            account = await lock_account(connection, account_id)
-            old = await current(connection, account_id)
-            await close_plan(connection, account_id, old.subscription_id, now_ms)
-            left = update(subscriptions).where(subscriptions.c.id == old.subscription_id).values(ended_at_ms=now_ms)
-            await connection.execute(left)
-            await insert_subscription(connection, account_id, subscription, now_ms)
-            await insert_grants(connection, account, new, now_ms=now_ms, reason=f"plan {plan}")
-            await close_debts(connection, account_id, carry=chosen.debt == "carry", now_ms=now_ms)
-            await changed(connection, account_id, "subscribe", now_ms)
-            detail = {"from": old.plan, "to": plan, "subscription": subscription.id}
-            await record(connection, "subscribe", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
-            return account_of(await current(connection, account_id))
+            await lock_account(connection, account_id)
+            row = await current(connection, account_id)
+            await start(connection, row, chosen, subscription, new, now_ms)
+            return await finish(connection, row, "subscribe", actor, now_ms, {"from": row.plan, "to": plan})
 
     async def turn(self, account_id: str, *, now_ms: int) -> Turned:
         """Do what is due at ``now_ms``.
@@ -90,34 +85,12 @@ class Subscriptions:
         StoreUnavailable.
         """
         async with self._database.write() as connection:
-            account = await lock_account(connection, account_id)
+            await lock_account(connection, account_id)
             row = await current(connection, account_id)
             catalog = self._catalog()
-            decision = decide(catalog, subscription_of(row), now_ms, grace_ms=self.grace_ms)
-            new: tuple[NewGrant, ...] = ()
-            match decision:
-                case Stay():
-                    return Turned("stay", row.plan, row.plan)
-                case NextPeriod(moved, new):
-                    turned = Turned("next_period", row.plan, moved.plan)
-                case Fallback(moved, new):
-                    turned = Turned("fallback", row.plan, moved.plan)
-                case PastDue(moved):
-                    turned = Turned("past_due", row.plan, moved.plan)
-                case Ended(moved):
-                    turned = Turned("ended", row.plan, None)
-            outcome = turned.outcome
-            goes_on = outcome in ("next_period", "past_due")
-            if not goes_on:
-                await take_back_ahead(connection, account_id, row, now_ms)
-            await move(connection, row, moved, keeps_ahead=goes_on)
-            await insert_grants(connection, account, new, now_ms=now_ms, reason=outcome)
-            old_plan = catalog.plans.get(row.plan)
-            carry = old_plan is not None and old_plan.debt == "carry"
-            await close_debts(connection, account_id, carry=carry, now_ms=now_ms)
-            await changed(connection, account_id, outcome, now_ms)
-            detail = {"from": row.plan, "to": moved.plan, "status": moved.status.value}
-            await record(connection, outcome, account_id=account_id, actor="clock", now_ms=now_ms, detail=detail)
+            turned = await apply(connection, row, decide(catalog, subscription_of(row), now_ms), catalog, now_ms)
+            if turned.outcome != "stay":
+                await finish(connection, row, turned.outcome, "clock", now_ms, {"from": row.plan, "to": turned.to})
             return turned
 
     async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None:
@@ -132,8 +105,8 @@ class Subscriptions:
             plan = self._catalog().plans.get(subscription.plan)
             end_ms = subscription.period_ends_at_ms
             due = now_ms < end_ms <= now_ms + AHEAD_MS and row.granted_until_ms <= end_ms
-            renews = plan is not None and plan.renews == "by_itself" and not subscription.cancel_at_period_end
-            if plan is None or not (due and renews and subscription.status is SubscriptionStatus.ACTIVE):
+            active = subscription.status is SubscriptionStatus.ACTIVE
+            if plan is None or not (due and active and goes_on(plan, subscription)):
                 return None
             following = renewed(plan, subscription, end_ms)
             new = period_grants(
@@ -151,6 +124,7 @@ class Subscriptions:
 
     async def due_ahead(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
         """Accounts that used their running period, whose next one starts within a day and has no grants yet."""
+        by_itself = [plan.name for plan in self._catalog().plans.values() if plan.renews == "by_itself"]
         query = (
             select(subscriptions.c.account_id)
             .join(accounts, accounts.c.id == subscriptions.c.account_id)
@@ -160,7 +134,14 @@ class Subscriptions:
                 subscriptions.c.granted_until_ms <= now_ms + AHEAD_MS,
                 subscriptions.c.granted_until_ms == subscriptions.c.period_ends_at_ms,
                 subscriptions.c.status == SubscriptionStatus.ACTIVE.value,
-                subscriptions.c.cancel_at_period_end == 0,
+                or_(
+                    and_(
+                        subscriptions.c.plan.in_(by_itself),
+                        subscriptions.c.cancel_at_period_end == 0,
+                        subscriptions.c.next_plan.is_(None),
+                    ),
+                    subscriptions.c.paid_until_ms > subscriptions.c.period_ends_at_ms,
+                ),
                 accounts.c.charged_at_ms >= subscriptions.c.period_starts_at_ms,
             )
             .order_by(subscriptions.c.granted_until_ms)
@@ -192,8 +173,11 @@ class Subscriptions:
         if row.period_ends_at_ms <= now_ms < row.granted_until_ms:
             await self.turn(account_id, now_ms=now_ms)
 
-    async def cancel(self, account_id: str, *, now_ms: int, actor: str = "system") -> Account:
-        """Let the subscription end with its period; a next period's grants that were inserted ahead are taken back.
+    async def cancel(
+        self, account_id: str, *, now_ms: int, immediately: bool = False, actor: str = "system"
+    ) -> Account:
+        """Let the subscription end with what is paid of it, or at once; a next period's grants that were inserted ahead
+        are taken back. What has ended already stays as it is.
 
         Raises AccountNotFound, StoreUnavailable.
         """
@@ -201,12 +185,41 @@ class Subscriptions:
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)
-            await take_back_ahead(connection, account_id, row, now_ms)
-            moved = replace(subscription_of(row), cancel_at_period_end=True)
-            await move(connection, row, moved)
-            await changed(connection, account_id, "cancel", now_ms)
-            await record(connection, "cancel", account_id=account_id, actor=actor, now_ms=now_ms)
-            return account_of(await current(connection, account_id))
+            subscription = subscription_of(row)
+            if not subscription.status.usable:
+                return account_of(row)
+            if immediately:
+                await close_plan(connection, account_id, row.subscription_id, now_ms)
+                catalog = self._catalog()
+                turned = await apply(connection, row, end_now(catalog, subscription, now_ms), catalog, now_ms)
+                return await finish(connection, row, "cancel", actor, now_ms, {"from": row.plan, "to": turned.to})
+            moved = replace(subscription, cancel_at_period_end=True, next_plan=None)
+            await self._leave_at_end(connection, row, moved, now_ms)
+            return await finish(connection, row, "cancel", actor, now_ms, {"from": row.plan})
+
+    async def resume(self, account_id: str, *, now_ms: int, actor: str = "system") -> Account:
+        """Take back a cancellation, or a change of plan, that has not come yet; without one nothing changes.
+
+        Raises AccountNotFound, Conflict (the subscription has ended), StoreUnavailable.
+        """
+        await self._notice(account_id, now_ms)
+        async with self._database.write() as connection:
+            await lock_account(connection, account_id)
+            row = await current(connection, account_id)
+            subscription = subscription_of(row)
+            if not isinstance(decide(self._catalog(), subscription, now_ms), Stay) or not subscription.status.usable:
+                raise Conflict("The subscription has ended: subscribe again.", param="account")
+            if not subscription.cancel_at_period_end and subscription.next_plan is None:
+                return account_of(row)
+            await move(connection, row, replace(subscription, cancel_at_period_end=False, next_plan=None))
+            return await finish(connection, row, "resume", actor, now_ms, {"plan": row.plan})
+
+    async def _leave_at_end(self, connection: AsyncConnection, row: Row[Any], moved: Subscription, now_ms: int) -> None:
+        """Write a subscription that will leave its plan: what was granted ahead is taken back, unless it is paid."""
+        paid = row.paid_until_ms > row.period_ends_at_ms
+        if not paid:
+            await take_back_ahead(connection, row.id, row, now_ms)
+        await move(connection, row, moved, keeps_ahead=paid)
 
     async def extend(self, account_id: str, *, ends_at_ms: int, now_ms: int, actor: str = "system") -> Account:
         """Move the running period's end (a trial's end with it), and the end of what it granted; an expired trial or
@@ -232,6 +245,7 @@ class Subscriptions:
                 subscription,
                 status=status,
                 period_ends_at_ms=ends_at_ms,
+                paid_until_ms=self._paid_until(subscription, ends_at_ms),
                 trial_ends_at_ms=ends_at_ms if subscription.trial_ends_at_ms else 0,
             )
             await move(connection, row, moved)
@@ -244,7 +258,9 @@ class Subscriptions:
                 )
                 .values(expires_at_ms=ends_at_ms)
             )
-            await changed(connection, account_id, "extend", now_ms)
-            detail = {"from_ms": old_ms, "to_ms": ends_at_ms}
-            await record(connection, "extend", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
-            return account_of(await current(connection, account_id))
+            return await finish(connection, row, "extend", actor, now_ms, {"from_ms": old_ms, "to_ms": ends_at_ms})
+
+    def _paid_until(self, subscription: Subscription, ends_at_ms: int) -> int:
+        """What is paid for moves along with a period's end."""
+        beyond_ms = subscription.paid_until_ms - subscription.period_ends_at_ms
+        return ends_at_ms + max(beyond_ms, 0) if subscription.paid_until_ms else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -123,7 +124,7 @@ async def test_a_plan_that_ends_falls_back_from_its_end_on(store: Store) -> None
 
 
 async def test_a_payment_that_does_not_come_ends_the_plan_after_the_grace(place: Place) -> None:
-    async with stores.opened(place.url, place.folder, catalog=PLANS, grace_ms=3 * DAY_MS) as store:
+    async with stores.opened(place.url, place.folder, catalog=replace(PLANS, grace_ms=3 * DAY_MS)) as store:
         account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="paid")
         end_ms = NOW_MS + MONTH_MS
         assert (await store.subscriptions.turn(account.id, now_ms=end_ms)).outcome == "past_due"

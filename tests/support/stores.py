@@ -110,13 +110,12 @@ async def opened(
     *,
     catalog: Catalog | Callable[[], Catalog] = CATALOG,
     clock: Callable[[], int] | None = None,
-    grace_ms: int = 0,
     timeout_s: float | None = None,
 ) -> AsyncIterator[Store]:
     """A store on a database that exists, closed at the end."""
     current = catalog if callable(catalog) else lambda: catalog
     store = open_store(
-        url, folder=folder, catalog=current, grace_ms=grace_ms, now_ms=clock or Clock(), timeout_s=timeout_s
+        url, folder=folder, catalog=current, now_ms=clock or Clock(), timeout_s=timeout_s
     )
     try:
         yield store

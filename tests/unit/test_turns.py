@@ -149,15 +149,15 @@ def test_a_cancelled_subscription_ends_with_its_period() -> None:
 
 
 def test_an_unpaid_plan_is_past_due_for_the_grace_time_and_then_ends() -> None:
-    within = catalog(plan("free"), plan("paid", renews="when_paid", ends="free"))
+    within = catalog(plan("free"), plan("paid", renews="when_paid", ends="free"), grace_ms=5)
     subscription = started(within.plans["paid"], within)
-    due = decide(within, subscription, T0 + MONTH_MS, grace_ms=5)
+    due = decide(within, subscription, T0 + MONTH_MS)
     assert isinstance(due, PastDue)
     assert due.subscription.status is SubscriptionStatus.PAST_DUE
     assert turn_at_ms(due.subscription, grace_ms=5) == T0 + MONTH_MS + 5
-    assert decide(within, due.subscription, T0 + MONTH_MS + 4, grace_ms=5) == Stay()
-    assert isinstance(decide(within, due.subscription, T0 + MONTH_MS + 5, grace_ms=5), Fallback)
-    assert isinstance(decide(within, subscription, T0 + MONTH_MS), Fallback)  # no grace
+    assert decide(within, due.subscription, T0 + MONTH_MS + 4) == Stay()
+    assert isinstance(decide(within, due.subscription, T0 + MONTH_MS + 5), Fallback)
+    assert isinstance(decide(replace(within, grace_ms=0), subscription, T0 + MONTH_MS), Fallback)
 
 
 def test_a_plan_that_was_removed_from_the_config_ends() -> None:

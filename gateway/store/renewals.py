@@ -1,0 +1,152 @@
+"""What was paid for: periods of a plan, each payment once.
+
+Rules
+1. A payment counts once, by its key: whoever tells of it again, in whatever order, changes nothing.
+2. A payment moves how far the subscription is paid; the period that it pays is granted under the period's own key.
+3. A payment for a plan that the account is not on, or that has ended, starts that plan now.
+4. A refund takes back what is left of what its payment granted, never what is used or held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Row, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
+from gateway.domain.plans import Catalog
+from gateway.domain.turns import (
+    Changed,
+    Ended,
+    Fallback,
+    begin,
+    covered_until_ms,
+    decide,
+    pay,
+)
+from gateway.store.accounts import account_of, current, subscription_of
+from gateway.store.common import lock_account, new_id
+from gateway.store.database import Database
+from gateway.store.moves import apply, finish, known_plan, move, start
+from gateway.store.schema import renewals
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A payment for periods of a plan. ``plan`` None: of the one the account is on."""
+
+    key: str
+    plan: str | None = None
+    periods: int = 1
+    until_ms: int | None = None  # where it says that they end; None: as our own calendar has it
+    price: str | None = None  # what was paid, a plain decimal; None: what the plan costs
+    terms: Mapping[str, object] | None = None  # for a plan that starts now
+
+
+class Renewals:
+    """Payments of plans. ``catalog`` gives the plans as they are configured now."""
+
+    def __init__(self, database: Database, catalog: Callable[[], Catalog]) -> None:
+        self._database = database
+        self._catalog = catalog
+
+    async def renew(self, account_id: str, payment: Payment, *, now_ms: int, actor: str = "system") -> Account:
+        """A payment arrived: more is paid for, nothing is past due, and the period that is due is granted.
+
+        Raises AccountNotFound, BadRequest (plan, missing terms, nothing to renew), StoreUnavailable.
+        """
+        catalog = self._catalog()
+        async with self._database.write() as connection:
+            await lock_account(connection, account_id)
+            first = await current(connection, account_id)
+            if await _known(connection, account_id, payment.key):
+                return account_of(first)
+            row, target = first, payment.plan or first.plan
+            over = decide(catalog, subscription_of(row), now_ms)
+            if isinstance(over, Ended | Fallback | Changed):
+                await apply(connection, row, over, catalog, now_ms)
+                row = await current(connection, account_id)
+            subscription = subscription_of(row)
+            if subscription.status.usable and row.plan == target:
+                paid = await self._go_on(connection, row, payment, now_ms)
+                from_ms = covered_until_ms(subscription)
+            else:
+                paid = await self._begin(connection, row, target, payment, now_ms)
+                from_ms = paid.period_starts_at_ms
+            await _note(connection, account_id, payment, paid, from_ms, now_ms)
+            detail = {"from": first.plan, "to": target, "key": payment.key, "periods": payment.periods}
+            return await finish(connection, first, "renew", actor, now_ms, detail)
+
+    async def payment_failed(
+        self, account_id: str, *, now_ms: int, key: str | None = None, actor: str = "system"
+    ) -> Account:
+        """The payment for what comes next did not come: past due, until it does or the grace time is over. Nothing
+        changes when the payment ``key`` has arrived meanwhile, or for a plan that does not wait for payments.
+
+        Raises AccountNotFound, StoreUnavailable.
+        """
+        catalog = self._catalog()
+        async with self._database.write() as connection:
+            await lock_account(connection, account_id)
+            row = await current(connection, account_id)
+            subscription = subscription_of(row)
+            plan = catalog.plans.get(row.plan)
+            waits = plan is not None and plan.renews == "when_paid" and subscription.status is SubscriptionStatus.ACTIVE
+            if not waits or (key is not None and await _known(connection, account_id, key)):
+                return account_of(row)
+            moved = replace(subscription, status=SubscriptionStatus.PAST_DUE)
+            await move(connection, row, moved, keeps_ahead=True)
+            return await finish(connection, row, "payment_failed", actor, now_ms, {"key": key})
+
+    async def _go_on(self, connection: AsyncConnection, row: Row[Any], payment: Payment, now_ms: int) -> Subscription:
+        catalog = self._catalog()
+        plan = known_plan(catalog, row.plan)
+        paid = pay(plan, subscription_of(row), periods=payment.periods, until_ms=payment.until_ms)
+        await move(connection, row, paid, keeps_ahead=True)
+        row = await current(connection, row.id)
+        await apply(connection, row, decide(catalog, paid, now_ms), catalog, now_ms)
+        return paid
+
+    async def _begin(
+        self, connection: AsyncConnection, row: Row[Any], target: str, payment: Payment, now_ms: int
+    ) -> Subscription:
+        catalog = self._catalog()
+        plan = known_plan(catalog, target)
+        terms = row.terms if payment.terms is None and row.plan == target else payment.terms
+        paid, new = begin(
+            catalog,
+            plan,
+            subscription_id=new_id(),
+            now_ms=now_ms,
+            ends_at_ms=payment.until_ms if payment.periods == 1 else None,
+            terms=terms,
+            periods=payment.periods,
+        )
+        await start(connection, row, plan, paid, new, now_ms)
+        return paid
+
+
+async def _known(connection: AsyncConnection, account_id: str, key: str) -> bool:
+    query = select(renewals.c.key).where(renewals.c.account_id == account_id, renewals.c.key == key)
+    return (await connection.execute(query)).first() is not None
+
+
+async def _note(
+    connection: AsyncConnection, account_id: str, payment: Payment, paid: Subscription, from_ms: int, now_ms: int
+) -> None:
+    await connection.execute(
+        insert(renewals).values(
+            account_id=account_id,
+            key=payment.key,
+            subscription_id=paid.id,
+            plan=paid.plan,
+            periods=payment.periods,
+            from_ms=from_ms,
+            until_ms=covered_until_ms(paid),
+            price=payment.price or "custom",
+            created_at_ms=now_ms,
+        )
+    )
