@@ -25,7 +25,7 @@ from aiohttp import web
 from gateway import app, logs, metrics
 from gateway import demo as demonstration
 from gateway.billing.admin import Operator
-from gateway.config.model import Address, Config
+from gateway.config.model import STRIPE_OFF, Address, Config
 from gateway.config.reload import Rejected, Reloaded, Watcher
 from gateway.config.values import address
 from gateway.embedded import DataLock, Embedded
@@ -98,6 +98,8 @@ def serve(
         folder = app.metrics_folder(installation.data)
         folder.mkdir(exist_ok=True)
         metrics.reset(folder)
+        if settings.stripe_off:
+            log.warning(STRIPE_OFF)
         _announce(installation.config, keys if demo else None)
         tokens.preload()
         gc.freeze()  # what the parent loaded stays shared: workers' collections do not touch its pages

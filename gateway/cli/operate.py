@@ -42,6 +42,7 @@ def check_config(
 ) -> int:
     """Check a config file as a whole: every problem with its line, exit 78 if there is one."""
     from gateway.config.loading import load
+    from gateway.config.model import STRIPE_OFF
     from gateway.installation import locate
 
     path, _ = locate(file or place_of(ctx, config, None).config, None)
@@ -59,9 +60,11 @@ def check_config(
         "plans": list(loaded.catalog.plans),
         "meters": list(loaded.catalog.meters),
         "upstreams_off": off,
+        "stripe_off": loaded.settings.stripe_off,
     }
-    notes = (f"off, because no key is set: {', '.join(off)}",) if off else ()
-    return answer(Output(document, (f"{path}: valid, version {loaded.version}",), notes), as_json=json)
+    notes = [f"off, because no key is set: {', '.join(off)}"] if off else []
+    notes += [STRIPE_OFF] if loaded.settings.stripe_off else []
+    return answer(Output(document, (f"{path}: valid, version {loaded.version}",), tuple(notes)), as_json=json)
 
 
 @groups.app.command("migrate", rich_help_panel=groups.RUNNING)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import schema
-from gateway.config.model import Config, Settings, Upstream
+from gateway.config.model import Config, Settings, Stripe, Upstream
 from gateway.domain.plans import (
     Amount,
     BulkStep,
@@ -26,6 +26,8 @@ from gateway.domain.plans import (
     Feature,
     Limits,
     Model,
+    Package,
+    PackageGrant,
     PerThousandTokens,
     PerUse,
     Plan,
@@ -106,6 +108,22 @@ def _settings(document: schema.Document) -> Settings:
         database=document.storage.database,
         upstreams={name: _upstream(name, upstream) for name, upstream in document.upstreams.items()},
         quota_status=document.refusals.quota_status,
+        stripe=_stripe(document.stripe),
+        stripe_off=document.stripe is not None and not document.stripe.secret_key,
+    )
+
+
+def _stripe(stripe: schema.Stripe | None) -> Stripe | None:
+    """None without the section, and while it is off: both its secrets are empty."""
+    if stripe is None or not stripe.secret_key:
+        return None
+    return Stripe(
+        secret_key=stripe.secret_key,
+        publishable_key=stripe.publishable_key,
+        webhook_secrets=tuple(secret for secret in stripe.webhook_secret.split(",") if secret),
+        success_url=stripe.success_url,
+        cancel_url=stripe.cancel_url,
+        url=stripe.url,
     )
 
 
@@ -136,6 +154,7 @@ def _catalog(document: schema.Document) -> Catalog:
         messages={reason: _message(message) for reason, message in document.messages.items()},
         warn_at_permille=tuple(sorted({int(share * 1000) for share in document.alerts.warn_at})),
         grace_ms=document.stripe.grace * 1000 if document.stripe is not None else 0,
+        packages={name: _package(name, package, meters) for name, package in document.packages.items()},
     )
 
 
@@ -204,8 +223,23 @@ def _plan(name: str, plan: schema.Plan, meters: Meters) -> Plan:
         on_disconnect=plan.on_disconnect,
         on_abandon=plan.on_abandon,
         shadow=plan.shadow,
+        stripe_price=plan.stripe_price,
         version=content_version([name, promise, decimals]),
         **promise,
+    )
+
+
+def _package(name: str, package: schema.Package, meters: Meters) -> Package:
+    return Package(
+        name=name,
+        label=package.label,
+        price=package.price,
+        grants=tuple(
+            PackageGrant(grant.wallet, meters[grant.wallet].parse(grant.amount), grant.source, grant.expires)
+            for grant in package.grants
+        ),
+        plans=package.plans,
+        stripe_price=package.stripe_price,
     )
 
 

@@ -8,6 +8,7 @@ Rules
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from decimal import Decimal
 from fnmatch import fnmatchcase
@@ -19,12 +20,14 @@ from gateway.config.model import Address
 from gateway.config.reading import Loc
 from gateway.domain.messages import DEFAULTS
 from gateway.domain.messages import problems as template_problems
+from gateway.domain.money import minor_units
 from gateway.domain.services import UNIT_S
 from gateway.domain.units import UNLIMITED_AMOUNT, UnitError
 
 Finding = tuple[Loc, str, str | None]  # where, what was expected, what was found (None: what stands there)
 
 _OPTIONS_SHOWN: Final = 12
+_STRIPE_KEY: Final = re.compile(r"(sk|rk)_(test|live)_[A-Za-z0-9_]+$", re.ASCII)
 
 
 def expected_one_of(options: Iterable[str], found: str) -> str:
@@ -53,6 +56,8 @@ def check(document: schema.Document, declared: Mapping[str, Collection[str]], mo
             checks.followers(),
             checks.prices(),
             checks.packages(),
+            checks.money(),
+            checks.stripe(),
             checks.messages(),
             checks.others(),
         )
@@ -84,12 +89,14 @@ class _Checks:
 
     def upstreams(self) -> Iterator[Finding]:
         for name, upstream in self._document.upstreams.items():
-            host = upstream.url.partition("://")[2].partition("/")[0].rpartition("@")[2]
-            host = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
-            open_network = upstream.url.startswith("http://") and not Address(host, 0).loopback
-            if open_network and not upstream.insecure:
-                loc = ("upstreams", name, "url")
-                yield loc, "https://, or insecure: true for a model server in the same network", None
+            yield from self._encrypted(("upstreams", name, "url"), upstream.url, insecure=upstream.insecure)
+
+    def _encrypted(self, loc: Loc, url: str, *, insecure: bool) -> Iterator[Finding]:
+        host = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+        host = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        if url.startswith("http://") and not Address(host, 0).loopback and not insecure:
+            more = ", or insecure: true for a model server in the same network" if loc[0] == "upstreams" else ""
+            yield loc, f"https://{more}", None
 
     def cards(self) -> Iterator[Finding]:
         for name, card in self._document.rates.items():
@@ -236,6 +243,47 @@ class _Checks:
             for position, plan in enumerate(package.plans or ()):
                 yield from self._known("plans", ("packages", name, "plans", position), plan)
 
+    def money(self) -> Iterator[Finding]:
+        """Prices that somebody can pay, and each of Stripe's for one thing."""
+        currency = self._document.currency
+        priced: list[tuple[Loc, Any, str]] = []
+        for name, plan in self._document.plans.items():
+            priced.append((("plans", name), plan.price, plan.stripe_price))
+            if plan.prepay is not None:
+                priced.append((("plans", name, "prepay"), None, plan.prepay.stripe_price))
+        for name, package in self._document.packages.items():
+            priced.append((("packages", name), package.price, package.stripe_price))
+        seen: dict[str, Loc] = {}
+        for where, price, stripe_price in priced:
+            try:
+                if isinstance(price, Decimal):
+                    minor_units(price, currency)
+            except UnitError as error:
+                yield (*where, "price"), error.expected, None
+            if stripe_price in seen:
+                other = ".".join(str(step) for step in seen[stripe_price])
+                yield (*where, "stripe_price"), f"a price of its own ({other} has the same)", None
+            elif stripe_price:
+                seen[stripe_price] = where
+
+    def stripe(self) -> Iterator[Finding]:
+        """Without its secrets the section is refused, unless both are named and left empty: then it is off."""
+        stripe = self._document.stripe
+        if stripe is None:
+            return
+        named = {"secret_key", "webhook_secret"} <= stripe.model_fields_set
+        if named and not stripe.secret_key and not stripe.webhook_secret:
+            return
+        if not stripe.webhook_secret:
+            yield ("stripe", "webhook_secret"), "a secret, because payments are only believed when signed", "nothing"
+        if not stripe.secret_key:
+            yield ("stripe", "secret_key"), "a secret key, because Checkout is opened with it", "nothing"
+        elif _STRIPE_KEY.match(stripe.secret_key) is None:
+            yield ("stripe", "secret_key"), "Stripe's secret key (sk_test_… or sk_live_…)", "something else"
+        if not stripe.success_url:
+            yield ("stripe", "success_url"), "a URL, because Checkout sends customers there", "nothing"
+        yield from self._encrypted(("stripe", "url"), stripe.url, insecure=False)
+
     def messages(self) -> Iterator[Finding]:
         for reason, message in self._document.messages.items():
             if reason not in DEFAULTS:
@@ -249,9 +297,6 @@ class _Checks:
             yield from self._known("meters", loc, meter, repr(meter))
             if isinstance(amount, Decimal):
                 yield from self._amount(loc, meter, amount)
-        stripe = self._document.stripe
-        if stripe is not None and not stripe.webhook_secret:
-            yield ("stripe", "webhook_secret"), "a secret, because payments are only believed when signed", "nothing"
 
     def _known(
         self, section: str, loc: Loc, name: str, found: str | None = None, extra: tuple[str, ...] = ()

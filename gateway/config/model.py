@@ -11,6 +11,7 @@ from typing import Literal
 from gateway.domain.plans import Catalog
 
 AMNESTY_MIN_MS = 30_000
+STRIPE_OFF = "stripe is off, because both its secrets are empty: nothing can be bought"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,23 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
+class Stripe:
+    """How payments are taken; absent = they are not."""
+
+    secret_key: str
+    publishable_key: str
+    webhook_secrets: tuple[str, ...]  # several while one replaces another
+    success_url: str
+    cancel_url: str
+    url: str  # of the API; no trailing slash
+
+    @property
+    def livemode(self) -> bool:
+        """Real money: keys say so themselves, sk_live_… or sk_test_…."""
+        return self.secret_key.split("_")[1] == "live"
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     listen: Address
     admin: Address
@@ -58,6 +76,8 @@ class Settings:
     database: str  # "embedded" or a URL
     upstreams: Mapping[str, Upstream]
     quota_status: int
+    stripe: Stripe | None = None
+    stripe_off: bool = False  # written, and off: both its secrets are empty
 
     @property
     def amnesty_ms(self) -> int:

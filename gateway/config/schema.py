@@ -341,12 +341,18 @@ class Refusals(Section):
 
 class Stripe(Section):
     secret_key: Secret = ""
+    """sk_test_… or sk_live_…; with webhook_secret empty, too: payments are off."""
     secret_key_file: AnyText = ""
     publishable_key: AnyText = ""
     webhook_secret: Secret = ""
+    """whsec_…; two separated by a comma while one replaces the other."""
     webhook_secret_file: AnyText = ""
     success_url: OptionalUrl = ""
+    """Where Checkout sends a customer who paid."""
     cancel_url: OptionalUrl = ""
+    """Where Checkout sends a customer who did not."""
+    url: WebUrl = written("https://api.stripe.com")
+    """Stripe's API."""
     grace: Duration = written("7d")
     """How long a plan stays usable while its payment is due."""
 

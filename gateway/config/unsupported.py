@@ -15,10 +15,6 @@ from gateway.config.schema import Alerts, Document, Plan
 
 def unsupported(document: Document) -> Iterator[tuple[Loc, str]]:
     """Location and what was expected instead, of every key that is used and not supported yet."""
-    for name in document.packages:
-        yield ("packages", name), "none: packages are not supported yet"
-    if document.stripe is not None:
-        yield ("stripe",), "no such section: stripe is not supported yet"
     yield from ((("alerts", *loc), expected) for loc, expected in _alerts(document.alerts))
     for name, plan in document.plans.items():
         yield from ((("plans", name, key), expected) for key, expected in _plan(plan))
@@ -55,5 +51,3 @@ def _plan(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "rollover", "no such key: rollover is not supported yet"
     if plan.prepay is not None:
         yield "prepay", "no such key: prepay is not supported yet"
-    if plan.stripe_price:
-        yield "stripe_price", "none: stripe is not supported yet"

@@ -106,6 +106,28 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class PackageGrant:
+    """What a package puts into one wallet. ``expires_s`` None = it never ends."""
+
+    wallet: str
+    amount: int
+    source: str = "package"
+    expires_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """Something bought once. ``plans`` None = everybody may buy it."""
+
+    name: str
+    label: str
+    price: Decimal
+    grants: tuple[PackageGrant, ...]
+    plans: tuple[str, ...] | None = None
+    stripe_price: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class UsesLimit:
     max: int
     per_s: int
@@ -142,6 +164,7 @@ class Plan:
     grant_source: str = "plan"
     entitlements: Mapping[str, object] = field(default_factory=dict)
     shadow: bool = False  # decide and record, never refuse
+    stripe_price: str = ""  # Stripe's id of the price of one period; "" = not sold there
     version: str = ""  # content hash of what the plan promises
 
 
@@ -161,6 +184,7 @@ class Catalog:
     messages: Mapping[str, Mapping[str, str]]  # reason → {"title"?, "text"}
     warn_at_permille: tuple[int, ...]
     grace_ms: int = 0  # how long a plan stays usable while its payment is due
+    packages: Mapping[str, Package] = field(default_factory=dict)
 
     def model(self, name: str) -> Model | None:
         return next((model for model in self.models if model.matches(name)), None)

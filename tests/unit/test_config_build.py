@@ -12,7 +12,18 @@ from gateway.config.export import exported
 from gateway.config.loading import load
 from gateway.config.model import Address, Config
 from gateway.domain.periods import Period
-from gateway.domain.plans import BulkStep, ByCard, Limits, PerThousandTokens, PerUse, Service, UsesLimit, is_trial
+from gateway.domain.plans import (
+    BulkStep,
+    ByCard,
+    Limits,
+    Package,
+    PackageGrant,
+    PerThousandTokens,
+    PerUse,
+    Service,
+    UsesLimit,
+    is_trial,
+)
 from gateway.domain.usage import Usage
 from tests.support.configs import config, edited
 
@@ -263,3 +274,53 @@ def test_a_meter_reads_as_written() -> None:
 def test_the_version_of_a_config_follows_its_content() -> None:
     assert config().version == config().version
     assert config().version != config(edited("price: 30", "price: 31")).version
+
+
+def test_a_package_is_what_it_grants() -> None:
+    text = (
+        "packages:\n"
+        "  growth:\n"
+        "    label: Growth\n"
+        "    price: 18.50\n"
+        "    stripe_price: price_g\n"
+        "    plans: [pro]\n"
+        "    grants: [{wallet: tokens, amount: 2000}, {wallet: tokens, amount: 200.5, source: bonus, expires: 365d}]\n"
+    )
+    loaded = config(edited("default_plan: trial\n", "default_plan: trial\n" + text))
+    assert loaded.catalog.packages == {
+        "growth": Package(
+            name="growth",
+            label="Growth",
+            price=Decimal("18.50"),
+            grants=(
+                PackageGrant("tokens", 2_000_000, "package", None),
+                PackageGrant("tokens", 200_500, "bonus", 365 * 86_400),
+            ),
+            plans=("pro",),
+            stripe_price="price_g",
+        )
+    }
+
+
+STRIPE = 'stripe: {secret_key: "${S:-}", webhook_secret: "${W:-}", success_url: "https://a.b/?paid=1"}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "env", "on", "off"),
+    [
+        ("", {}, False, False),
+        (STRIPE, {}, False, True),
+        (STRIPE, {"S": "sk_test_1", "W": "whsec_1"}, True, False),
+    ],
+)
+def test_stripe_is_off_while_both_its_secrets_are_empty(text: str, env: dict[str, str], on: bool, off: bool) -> None:
+    settings = config(edited("default_plan: trial\n", "default_plan: trial\n" + text), env).settings
+    assert (settings.stripe is not None, settings.stripe_off) == (on, off)
+
+
+def test_stripes_secrets_say_which_mode_and_may_be_two() -> None:
+    env = {"S": "rk_live_1", "W": "whsec_old,whsec_new"}
+    stripe = config(edited("default_plan: trial\n", "default_plan: trial\n" + STRIPE), env).settings.stripe
+    assert stripe is not None and stripe.livemode
+    assert stripe.webhook_secrets == ("whsec_old", "whsec_new")
+    assert (stripe.success_url, stripe.cancel_url, stripe.url) == ("https://a.b/?paid=1", "", "https://api.stripe.com")

@@ -315,9 +315,40 @@ def test_a_bad_value_is_told_with_line_path_expected_and_found(text: str, expect
             and_also("services: {sms: {wallet: tokens, per: message, price: 1, minimum_balance: 0.0001}}"),
             "19: services.sms.minimum_balance: expected an amount of tokens with at most 3 decimals",
         ),
+        # payments: both secrets or none, and prices that can be paid
         (
-            and_also('stripe: {secret_key: "${K:-}"}'),
+            and_also('stripe: {secret_key: "${K:-sk_test_1}", success_url: "https://a.b"}'),
             "19: stripe.webhook_secret: expected a secret, because payments are only",
+        ),
+        (and_also("stripe: {}"), "19: stripe.secret_key: expected a secret key, because Checkout is opened with it"),
+        (
+            and_also('stripe: {secret_key: "${K:-}", webhook_secret: "${W:-whsec_1}", success_url: "https://a.b"}'),
+            "19: stripe.secret_key: expected a secret key",
+        ),
+        (
+            and_also('stripe: {secret_key: "${K:-pk_test_1}", webhook_secret: "${W:-w}", success_url: "https://a.b"}'),
+            "19: stripe.secret_key: expected Stripe's secret key (sk_test_… or sk_live_…), found something else",
+        ),
+        (
+            and_also('stripe: {secret_key: "${K:-sk_test_1}", webhook_secret: "${W:-w}"}'),
+            "19: stripe.success_url: expected a URL, because Checkout sends customers there, found nothing",
+        ),
+        (
+            and_also(
+                'stripe: {secret_key: "${K:-sk_test_1}", webhook_secret: "${W:-w}", success_url: "https://a.b",'
+                ' url: "http://a.b"}'
+            ),
+            "19: stripe.url: expected https://, found 'http://a.b'",
+        ),
+        (pro("price: 30", "price: 30.005"), "17: plans.pro.price: expected a price in usd with at most 2 decimals"),
+        (
+            and_also("currency: jpy\npackages: {p: {label: P, price: 1.5, grants: [{wallet: tokens, amount: 1}]}}"),
+            "20: packages.p.price: expected a price in jpy with no decimals, found '1.5'",
+        ),
+        (
+            pro("stripe_price: price_1") + "packages:\n"
+            "  p: {label: P, price: 1, stripe_price: price_1, grants: [{wallet: tokens, amount: 1}]}\n",
+            "20: packages.p.stripe_price: expected a price of its own (plans.pro has the same), found 'price_1'",
         ),
     ],
 )
@@ -379,15 +410,6 @@ def test_very_many_problems_are_cut() -> None:
         (
             pro("prepay: {periods: 12, discount: 20%}"),
             "plans.pro.prepay: expected no such key: prepay is not supported",
-        ),
-        (pro("stripe_price: price_1"), "plans.pro.stripe_price: expected none: stripe is not supported yet"),
-        (
-            and_also("packages: {p: {label: P, price: 1, grants: [{wallet: tokens, amount: 1}]}}"),
-            "packages.p: expected none: packages are not supported yet",
-        ),
-        (
-            and_also('stripe: {webhook_secret: "${K:-x}"}'),
-            "stripe: expected no such section: stripe is not supported yet",
         ),
         (
             and_also("alerts: {webhook: {url: 'https://a.b'}}"),
