@@ -15,7 +15,7 @@ PANELS: Final = {
     RUNNING: "serve check-config migrate doctor upstream audit rebuild",
     WHO: "accounts teams users keys budgets",
     MONEY: "plans subscribe subscription grant adjust",
-    LOOKING: "balance usage transactions log",
+    LOOKING: "balance usage transactions explain log",
 }
 ORDER: Final = " ".join(PANELS.values()).split()
 

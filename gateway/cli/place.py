@@ -27,9 +27,14 @@ from gateway.embedded import borrowed
 from gateway.errors import ConfigError, ServiceAway, StoreUnavailable
 from gateway.installation import Installation, open_installation
 from gateway.metrics import Metrics
+from gateway.quota.clock import ServerClock
+from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
+from gateway.quota.scribe import Scribe
+from gateway.quota.service import Quota
 from gateway.quota.states import States
 from gateway.quota.turn import Turner
+from gateway.quota.versions import Versions
 from gateway.store import schema
 from gateway.store.common import wall_clock_ms
 from gateway.store.store import Store, open_store
@@ -70,27 +75,61 @@ async def office_of(installation: Installation, url: str | None, *, needed: bool
         store = await store_of(installation, stack)
         states = None
         if url is not None:
-            client = connect(url, command_timeout_s=REDIS_TIMEOUT_S)
-            stack.push_async_callback(client.close)
-            if needed:
-                await answering(client)
-            engine = Engine(
-                client,
-                partitions=await store.installed_partitions(now_ms=wall_clock_ms()),
-                amnesty_ms=installation.config.settings.amnesty_ms,
-            )
+            engine = await _engine(installation, store, url, stack, needed=needed)
             states = States(engine, Turner(engine, store.state, Metrics(None)))
-        yield office_at(
-            Desk(
-                store=store,
-                catalog=lambda: installation.config.catalog,
-                hasher=KeyHasher(installation.secret),
-                states=states,
-                now_ms=wall_clock_ms,
-                actor=actor(),
-                undelivered=lambda _: say("Redis does not answer: it learns of this as soon as it is back."),
-            )
+        yield _office(installation, store, states)
+
+
+@asynccontextmanager
+async def judging(installation: Installation, url: str) -> AsyncIterator[tuple[Office, Quota]]:
+    """The services, and the quota that decides about calls: to be asked dry only, for nothing runs behind it.
+
+    Raises as ``office_of``."""
+    async with AsyncExitStack() as stack:
+        store = await store_of(installation, stack)
+        engine = await _engine(installation, store, url, stack, needed=True)
+        metrics, clock = Metrics(None), ServerClock()
+        turner = Turner(engine, store.state, metrics)
+        states = States(engine, turner)
+        quota = Quota(
+            engine,
+            holds=Holds(engine),
+            scribe=Scribe(store.writer, engine, metrics),
+            turner=turner,
+            versions=Versions(store.plans, states, catalog=lambda: installation.config.catalog, clock=clock),
+            metrics=metrics,
+            spawn=asyncio.ensure_future,
+            clock=clock,
         )
+        yield _office(installation, store, states), quota
+
+
+async def _engine(installation: Installation, store: Store, url: str, stack: AsyncExitStack, *, needed: bool) -> Engine:
+    """Raises ServiceAway when Redis is needed and away."""
+    client = connect(url, command_timeout_s=REDIS_TIMEOUT_S)
+    stack.push_async_callback(client.close)
+    if needed:
+        await answering(client)
+    return Engine(
+        client,
+        partitions=await store.installed_partitions(now_ms=wall_clock_ms()),
+        reassert_wait_ms=0,  # a command admits nothing
+        amnesty_ms=installation.config.settings.amnesty_ms,
+    )
+
+
+def _office(installation: Installation, store: Store, states: States | None) -> Office:
+    return office_at(
+        Desk(
+            store=store,
+            catalog=lambda: installation.config.catalog,
+            hasher=KeyHasher(installation.secret),
+            states=states,
+            now_ms=wall_clock_ms,
+            actor=actor(),
+            undelivered=lambda _: say("Redis does not answer: it learns of this as soon as it is back."),
+        )
+    )
 
 
 async def store_of(installation: Installation, stack: AsyncExitStack) -> Store:

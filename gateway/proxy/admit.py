@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from gateway.domain.accounts import Caller
@@ -27,16 +27,16 @@ class Bound:
     family: tokens.Family
 
 
-async def bound_of(gateway: Gateway, asked: Asked) -> Bound:
+async def bound_of(counter: tokens.Counter, asked: Asked) -> Bound:
     """Count the input (off the loop when it is large and new) and find the output's bound."""
     family = tokens.family(asked.model.rename or asked.call.model)
     if asked.adapter.free:
         return Bound(0, 0, family)
     prompt = asked.call.prompt
-    if gateway.counter.needs_thread(prompt, family):
-        input_tokens = await asyncio.to_thread(gateway.counter.count, prompt, family)
+    if counter.needs_thread(prompt, family):
+        input_tokens = await asyncio.to_thread(counter.count, prompt, family)
     else:
-        input_tokens = gateway.counter.count(prompt, family)
+        input_tokens = counter.count(prompt, family)
     if "context_unseen" in asked.call.extra:
         # The provider will add a stored conversation that we cannot see: held as large as an answer can be.
         input_tokens += asked.model.output_max
@@ -64,17 +64,23 @@ async def admit(
     gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str], laps: Laps
 ) -> tuple[Admission, Bound]:
     """Raises a Refusal, BadRequest, PriceMissing, QuotaUnavailable, Overloaded."""
-    config = asked.config
-    bound = await bound_of(gateway, asked)
+    bound = await bound_of(gateway.counter, asked)
     laps.lap(COUNT)
 
     async def refresh(stale: Caller) -> Caller:
         again = await gateway.callers.again(key, stale=stale, account_ref=account_ref(headers))
         return await bind(gateway.callers, again, headers)
 
-    ask = Ask(
+    admission = await gateway.quota.admit(ask_of(asked, bound, caller, refresh))
+    laps.lap(RESERVE)
+    return admission, bound
+
+
+def ask_of(asked: Asked, bound: Bound, caller: Caller, refresh: Callable[[Caller], Awaitable[Caller]]) -> Ask:
+    """What quota is asked for a parsed call."""
+    return Ask(
         caller=caller,
-        catalog=config.catalog,
+        catalog=asked.config.catalog,
         work=Work(
             asked.feature,
             asked.model,
@@ -86,9 +92,6 @@ async def admit(
         facts=asked.facts,
         choices=asked.call.choices,
         output_floor=asked.call.output_floor,
-        lease_ms=int(config.settings.lease_s * 1000),
+        lease_ms=int(asked.config.settings.lease_s * 1000),
         refresh=refresh,
     )
-    admission = await gateway.quota.admit(ask)
-    laps.lap(RESERVE)
-    return admission, bound

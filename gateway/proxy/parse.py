@@ -47,10 +47,13 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps
         raise UnsupportedEncoding(f"Send Content-Type: application/json, not {content_type[:60]!r}.")
     body = await read_body(request, bytes_max=config.settings.body_max_bytes, within_s=body_s)
     laps.restart()
+    return asked_of(config, adapter, body, headers)
+
+
+def asked_of(config: Config, adapter: Adapter, body: bytes, headers: Mapping[str, str]) -> Asked:
+    """What this body asks for under these headers. Raises RequestError (body, header, feature), UnknownModel."""
     call = adapter.parse(body, headers)
-    model = config.catalog.model(call.model)
-    if model is None or not any(config.settings.upstreams[name].on for name in model.upstreams):
-        raise UnknownModel(f"The model {call.model[:100]!r} is not configured on this gateway.", param="model")
+    model = model_of(config, call.model)
     if not speaking(config, model, adapter):
         raise UnknownModel(f"The model {call.model[:100]!r} is not served on {adapter.route}.", param="model")
     feature = feature_of(config, headers)
@@ -65,6 +68,14 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps
     return Asked(config, adapter, call, model, feature, facts)
 
 
+def model_of(config: Config, name: str) -> Model:
+    """The config's rule for a model's name. Raises UnknownModel, also when none of its upstreams is on."""
+    model = config.catalog.model(name)
+    if model is None or not any(config.settings.upstreams[each].on for each in model.upstreams):
+        raise UnknownModel(f"The model {name[:100]!r} is not configured on this gateway.", param="model")
+    return model
+
+
 def speaking(config: Config, model: Model, adapter: Adapter) -> list[Upstream]:
     """The model's upstreams that are on and speak this dialect, in the config's order."""
     upstreams = (config.settings.upstreams[name] for name in model.upstreams)
@@ -73,10 +84,14 @@ def speaking(config: Config, model: Model, adapter: Adapter) -> list[Upstream]:
 
 def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:
     """Raises UnknownFeature."""
-    name = headers.get("Tollgate-Feature", config.catalog.default_feature)
-    feature = config.catalog.features.get(name)
+    return feature_named(config, headers.get("Tollgate-Feature"), param="Tollgate-Feature")
+
+
+def feature_named(config: Config, name: str | None, *, param: str) -> Feature:
+    """The feature of this name; without one the default. Raises UnknownFeature."""
+    feature = config.catalog.features.get(config.catalog.default_feature if name is None else name)
     if feature is None:
-        raise UnknownFeature(param="Tollgate-Feature")
+        raise UnknownFeature(param=param)
     return feature
 
 

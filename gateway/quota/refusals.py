@@ -68,18 +68,18 @@ def inactive(situation: Situation) -> Refusal:
     return kind(text.text, title=text.title, detail=detail)
 
 
-def objection(situation: Situation, model: str) -> Refusal | None:
+def objection(situation: Situation, model: str | None) -> Refusal | None:
     """Why the plan refuses this call whatever its wallets hold: what it does not include, or that it is over."""
     excluded = not_in_plan(situation.catalog, situation.plan, situation.feature.name, model)
     return excluded if excluded is not None or situation.subscription.status.usable else inactive(situation)
 
 
-def not_in_plan(catalog: Catalog, plan: Plan, feature: str, model: str) -> Refusal | None:
+def not_in_plan(catalog: Catalog, plan: Plan, feature: str, model: str | None) -> Refusal | None:
     """What the plan does not include: the feature, or the model by its name; None when it includes both."""
     if not _has_feature(plan, feature):
         kind: type[Refusal] = FeatureNotInPlan
         offers = tuple(other for other in catalog.plans.values() if _has_feature(other, feature))
-    elif not _has_model(plan, model):
+    elif model is not None and not _has_model(plan, model):
         kind = ModelNotInPlan
         offers = tuple(other for other in catalog.plans.values() if _has_model(other, model))
     else:

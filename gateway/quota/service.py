@@ -27,6 +27,7 @@ from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
 from gateway.quota.refusals import Situation, objection, refusal
 from gateway.quota.scribe import Scribe
+from gateway.quota.slots import Slot, probes, slots_of
 from gateway.quota.translate import Shapes, Work, clamp_output, cost_in, depends_on_output, refused_at
 from gateway.quota.turn import Turner, nonce
 from gateway.quota.versions import Versions
@@ -50,13 +51,24 @@ class Ask:
     caller: Caller
     catalog: Catalog
     work: Work
-    model: str  # as the caller named it
+    model: str | None  # as the caller named it; None: work without one
     facts: Facts
     choices: int
     output_floor: int  # a clamp must stay above it (thinking budget)
     lease_ms: int
     refresh: Callable[[Caller], Awaitable[Caller]]
     dry: bool = False  # only what would be decided: nothing is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What ``admit`` would answer, for whom, and how every limit that the call falls under stands."""
+
+    decided: Admission | Refusal
+    caller: Caller
+    plan: Plan
+    work: Work
+    slots: tuple[Slot, ...]
 
 
 class Quota:
@@ -143,6 +155,50 @@ class Quota:
             return await self._admit(ask)
         except (EngineUnavailable, StoreUnavailable) as error:
             raise QuotaUnavailable(retry_after_s=2) from error
+
+    async def judge(self, ask: Ask) -> Judgement:
+        """What ``admit`` would do with this call, and why: nothing is taken. Raises as ``admit``, but for refusals."""
+        try:
+            decided: Admission | Refusal = await self.admit(replace(ask, dry=True))
+        except Refusal as refused:
+            decided = refused
+        caller, work = (decided.caller, decided.work) if isinstance(decided, Admission) else (ask.caller, ask.work)
+        try:
+            caller, slots = await self._slots(ask, caller, work)
+        except (EngineUnavailable, StoreUnavailable) as error:
+            raise QuotaUnavailable(retry_after_s=2) from error
+        return Judgement(decided, caller, plan_of(caller, ask.catalog), work, slots)
+
+    async def _slots(self, ask: Ask, caller: Caller, work: Work) -> tuple[Caller, tuple[Slot, ...]]:
+        """Every slot of the call's demand as it stands, and the caller as it is now."""
+        for _ in range(ATTEMPTS_MAX):
+            account, now_ms = caller.account, self.clock.now_ms()
+            assert account is not None, "plan_of found its plan"
+            demand = self._shapes.of(caller, plan_of(caller, ask.catalog)).demand(work, now_ms)
+            replies = await asyncio.gather(
+                *(
+                    self._engine.reserve(
+                        engine_model.Reserve(account.id, str(uuid7()), account.rev, each, ask.lease_ms, dry=True),
+                        ticket=nonce(),
+                    )
+                    for each in probes(demand)
+                )
+            )
+            refused = [reply for reply in replies if isinstance(reply, engine_model.Refused)]
+            if len(refused) == len(replies):
+                return caller, slots_of(demand, refused)
+            match next(reply for reply in replies if not isinstance(reply, engine_model.Refused)):
+                case engine_model.Stale(ticket):
+                    await self.turner.load(account.id, ticket)
+                case engine_model.Turn(_, server_ms):
+                    await self.turner.turn(account.id, server_ms)
+                case engine_model.Reauth(rev) if rev < account.rev:
+                    await self.turner.catch_up(account.id)
+                case engine_model.Reauth():
+                    caller = await ask.refresh(caller)
+                case _:
+                    break
+        raise QuotaUnavailable(retry_after_s=1)
 
     async def _admit(self, ask: Ask) -> Admission:
         caller, work, clamped_to, is_fresh = ask.caller, ask.work, None, False
