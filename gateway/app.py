@@ -18,6 +18,9 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway.billing.admin import Operator, admin_app
+from gateway.billing.desk import Desk
+from gateway.billing.http import tables
+from gateway.billing.http.frame import Frame, errors_as_json
 from gateway.config.model import Config
 from gateway.domain.plans import Catalog
 from gateway.installation import Installation
@@ -65,6 +68,7 @@ class Worker:
     gateway: Gateway
     reaper: Reaper
     metrics: Metrics
+    frame: Frame
 
     def configure(self, config: Config) -> None:
         """Take a new config into use: calls that began keep the old one."""
@@ -122,16 +126,31 @@ async def build(
     quota, reaper = _quota(engine, store, metrics, tasks, clock, lambda: worker.installation.config.catalog)
     leg = HttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
+    hasher = KeyHasher(installation.secret)
+    callers = Callers(store.callers, hasher, clock.now_ms)
     gateway = Gateway(
         config=config,
-        callers=Callers(store.callers, KeyHasher(installation.secret), clock.now_ms),
+        callers=callers,
         quota=quota,
         counter=Counter(),
         leg=leg,
         tasks=tasks,
         metrics=metrics,
     )
-    worker = Worker(installation, store, client, engine, gateway, reaper, metrics)
+    frame = Frame(
+        desk=Desk(
+            store=store,
+            catalog=lambda: worker.installation.config.catalog,
+            hasher=hasher,
+            states=States(engine, quota.turner),
+            now_ms=clock.now_ms,
+            actor="system",
+        ),
+        callers=callers,
+        quota=quota,
+        quota_status=lambda: worker.installation.config.settings.quota_status,
+    )
+    worker = Worker(installation, store, client, engine, gateway, reaper, metrics, frame)
     await quota.warm_up(reassert_wait_ms)
     for name, work in (("scribe", quota.scribe.run), ("holds", quota.holds.run), ("reaper", reaper.run)):
         start_background(stack, name, work)
@@ -239,8 +258,11 @@ async def read_at_scrape(worker: Worker) -> dict[str, dict[Labels, float]]:
 
 async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
     """The customers' listener: metered routes before aiohttp's application, the rest through it."""
-    app = web.Application(client_max_size=worker.installation.config.settings.body_max_bytes)
+    app = web.Application(
+        client_max_size=worker.installation.config.settings.body_max_bytes, middlewares=[errors_as_json(worker.frame)]
+    )
     add_routes(app, worker.gateway, worker.ready)
+    worker.frame.mount(app, tables.CUSTOMERS)
     runner = Runner(worker.gateway, app, keepalive_timeout=75.0, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -250,9 +272,9 @@ async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
     return runner
 
 
-async def operators(operator: Operator, stack: AsyncExitStack) -> web.AppRunner:
-    """The operators' listener."""
-    runner = web.AppRunner(admin_app(operator), access_log=None)
+async def operators(worker: Worker, operator: Operator, stack: AsyncExitStack) -> web.AppRunner:
+    """The operators' listener, as patient and as silent as the customers'."""
+    runner = Runner(worker.gateway, admin_app(operator, worker.frame), keepalive_timeout=75.0, auto_decompress=False)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     return runner

@@ -22,6 +22,7 @@ from gateway.errors import (
     RequestError,
     RequestTimeout,
     TollgateError,
+    UnsupportedEncoding,
 )
 
 RETRY_AFTER_MAX_S: Final = 60
@@ -54,6 +55,19 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
         raise RequestTimeout from error
     except (OSError, web.RequestPayloadError, ClientPayloadError) as error:
         raise RequestError("The request broke off before its body was complete.") from error
+
+
+def check_media(request: web.BaseRequest, media: str | None) -> None:
+    """The body is plain, and of this type (JSON's relatives are JSON; an untyped one is taken for it); None: of any.
+
+    Raises UnsupportedEncoding."""
+    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedEncoding("Send the body without Content-Encoding.")
+    sent = request.content_type
+    if media is None or "Content-Type" not in request.headers or sent == media:
+        return
+    if media != "application/json" or not sent.endswith("+json"):
+        raise UnsupportedEncoding(f"Send Content-Type: {media}, not {sent[:60]!r}.")
 
 
 def _expects_word(request: web.BaseRequest) -> bool:

@@ -210,7 +210,7 @@ async def work(installation: Installation, redis_url: str, context: WorkerContex
             render_metrics=render,
             reload=reload,
         )
-        listeners = [await app.customers(worker, stack), await app.operators(operator, stack)]
+        listeners = [await app.customers(worker, stack), await app.operators(worker, operator, stack)]
         for runner, listener in zip(listeners, context.sockets, strict=True):
             await web.SockSite(runner, listener, backlog=BACKLOG).start()
         gc.collect()

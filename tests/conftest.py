@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import postgres as pg
-from tests.support import servers
+from tests.support import servers, stores
 
 BEYOND_PIP = {"redis7": pytest.mark.apt, "aimock": pytest.mark.npm}
 
@@ -48,6 +49,27 @@ def shared_postgres() -> Iterator[pg.Postgres]:
     """PostgreSQL 18 without fsync; ``postgres_url`` gives each test a database of its own."""
     with pg.postgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def databases(shared_postgres: pg.Postgres) -> stores.Databases:
+    return stores.Databases(shared_postgres)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[stores.Place]:
+    """A migrated, empty database; a test that changes its schema is marked ``own_database``."""
+    if request.param == "sqlite":
+        stores.copy_sqlite(tmp_path)
+        yield stores.Place("embedded", tmp_path, "sqlite")
+        return
+    databases: stores.Databases = request.getfixturevalue("databases")
+    url = databases.create()
+    yield stores.Place(url, tmp_path, "postgresql")
+    if request.node.get_closest_marker("own_database"):
+        databases.drop(url)
+    else:
+        databases.empty(url)
 
 
 @pytest.fixture

@@ -1,17 +1,30 @@
-"""The operators' listener: metrics, readiness, reload. Its own credential, never a customer's key."""
+"""The operators' listener: metrics, readiness, the admin API. Its own credential, never a customer's key.
+
+Rules
+1. /metrics and /readyz answer everybody who reaches this listener; for all else, even what is not there, the admin
+   token comes first. Without a token in the config all else is off.
+"""
 
 from __future__ import annotations
 
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from uuid_utils import uuid7
 
+from gateway.billing.http import tables
+from gateway.billing.http.frame import Frame, errors_as_json
 from gateway.errors import AdminTokenNotSet, InvalidApiKey, MissingApiKey, TollgateError
 
-_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+log = logging.getLogger(__name__)
+
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_OPEN: Final = ("/metrics", "/readyz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +37,8 @@ class Operator:
     reload: Callable[[], Awaitable[list[str]]]  # the problems; empty = taken into use
 
 
-def admin_app(operator: Operator) -> web.Application:
-    """/metrics and /readyz answer everybody who reaches this listener; /admin/v1 needs the token."""
-    app = web.Application(middlewares=[_guard(operator)])
+def admin_app(operator: Operator, frame: Frame) -> web.Application:
+    app = web.Application(middlewares=[_guard(operator, frame), errors_as_json(frame)])
 
     async def metrics(_: web.Request) -> web.Response:
         body = await operator.render_metrics()
@@ -43,18 +55,20 @@ def admin_app(operator: Operator) -> web.Application:
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/readyz", readyz)
     app.router.add_post("/admin/v1/reload", reload)
+    frame.mount(app, tables.OPERATORS)
     return app
 
 
-def _guard(operator: Operator) -> Middleware:
+def _guard(operator: Operator, frame: Frame) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if request.path not in ("/metrics", "/readyz"):
+            if request.path not in _OPEN:
                 _check(operator.token(), request.headers.get("Authorization", ""))
-            return await handler(request)
         except TollgateError as error:
-            return web.json_response({"error": {"code": error.code, "message": error.message}}, status=error.status)
+            log.warning("an operator's request was turned away: %s", error.code)
+            return frame.refused(error, str(uuid7()))
+        return await handler(request)
 
     return guard
 
@@ -66,5 +80,5 @@ def _check(token: str, authorization: str) -> None:
     scheme, _, sent = authorization.partition(" ")
     if scheme.lower() != "bearer" or not sent:
         raise MissingApiKey("Send the admin token as 'Authorization: Bearer ...'.")
-    if not hmac.compare_digest(sent.strip().encode(), token.encode()):
+    if not hmac.compare_digest(sent.strip().encode("utf-8", "surrogateescape"), token.encode()):
         raise InvalidApiKey("The admin token is not valid.")

@@ -1,4 +1,4 @@
-"""The customers' listener: how long a connection may keep us waiting, and what a request that is none gets to hear.
+"""A listener: how long a connection may keep us waiting, and what a request that is none gets to hear.
 
 Rules
 1. A connection that says nothing, or never finishes its headers, is closed after ``Patience.headers_s``; one that
@@ -152,7 +152,7 @@ class Server(web.Server):
 
 
 class Runner(web.AppRunner):
-    """Runs the customers' application behind our connections."""
+    """Runs an application behind our connections."""
 
     def __init__(self, gateway: Gateway, app: web.Application, **options: Any) -> None:
         super().__init__(app, handler_cancellation=True, access_log=None, **options)

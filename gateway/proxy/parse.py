@@ -11,8 +11,8 @@ from aiohttp import web
 
 from gateway.config.model import Config, Upstream
 from gateway.domain.plans import Feature, Model
-from gateway.edge import read_body
-from gateway.errors import BadRequest, UnknownFeature, UnknownModel, UnsupportedEncoding
+from gateway.edge import check_media, read_body
+from gateway.errors import BadRequest, UnknownFeature, UnknownModel
 from gateway.providers.adapter import Adapter, Call
 from gateway.proxy.laps import Laps
 from gateway.quota.admission import Facts
@@ -40,11 +40,7 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps
     Raises RequestError in all its kinds (bad body, too large, encoding, timeout, feature), UnknownModel.
     """
     headers = request.headers
-    if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedEncoding("Send the body without Content-Encoding.")
-    content_type = request.content_type
-    if "Content-Type" in headers and content_type != "application/json" and not content_type.endswith("+json"):
-        raise UnsupportedEncoding(f"Send Content-Type: application/json, not {content_type[:60]!r}.")
+    check_media(request, "application/json")
     body = await read_body(request, bytes_max=config.settings.body_max_bytes, within_s=body_s)
     laps.restart()
     return asked_of(config, adapter, body, headers)

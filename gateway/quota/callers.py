@@ -135,15 +135,20 @@ class Callers:
         self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(store.account_by_ref)
         self._members: OrderedDict[tuple[str, str, str], str] = OrderedDict()
 
-    async def by_key(self, key: str, *, account_ref: str | None = None) -> Caller:
-        """Raises InvalidApiKey, AccountNotFound, AccountSuspended, StoreUnavailable."""
+    async def by_key(self, key: str, *, account_ref: str | None = None, fresh_s: float = FRESH_S) -> Caller:
+        """``fresh_s``: how old what is remembered may be. Raises InvalidApiKey, AccountNotFound, AccountSuspended,
+        StoreUnavailable."""
         digest = self._digest(key)
-        caller = self._keys.peek(digest, FRESH_S) or await self._keys.get(digest, FRESH_S)
+        caller = self._keys.peek(digest, fresh_s) or await self._keys.get(digest, fresh_s)
         if caller is not None and (caller.service or _suspended(caller)):
-            caller = await self._keys.get(digest, SERVICE_FRESH_S)
+            caller = await self._keys.get(digest, min(fresh_s, SERVICE_FRESH_S))
         if caller is None or (caller.expires_at_ms and caller.expires_at_ms <= self._now_ms()):
             raise InvalidApiKey
-        caller = await self._with_account(caller, account_ref)
+        return await self.naming(caller, account_ref, fresh_s=fresh_s)
+
+    async def naming(self, caller: Caller, account_ref: str | None, *, fresh_s: float = FRESH_S) -> Caller:
+        """The caller acting for this account. Raises AccountNotFound, AccountSuspended, StoreUnavailable."""
+        caller = await self._with_account(caller, account_ref, fresh_s)
         if _suspended(caller):
             raise AccountSuspended
         return caller
@@ -187,7 +192,7 @@ class Callers:
             _put(self._members, (account_id, kind, ref), found, CACHE_ENTRIES_MAX)
         return found
 
-    async def _with_account(self, caller: Caller, account_ref: str | None) -> Caller:
+    async def _with_account(self, caller: Caller, account_ref: str | None, fresh_s: float) -> Caller:
         """Which account this call is for. Only a service key may name a foreign one."""
         if not caller.service:
             assert caller.account is not None, "only a service key has no account"
@@ -196,9 +201,9 @@ class Callers:
             return caller
         if account_ref is None:
             return caller
-        found = self._accounts.peek(account_ref, FRESH_S) or await self._accounts.get(account_ref, FRESH_S)
+        found = self._accounts.peek(account_ref, fresh_s) or await self._accounts.get(account_ref, fresh_s)
         if found is not None and found[0].status is AccountStatus.SUSPENDED:
-            found = await self._accounts.get(account_ref, SERVICE_FRESH_S)
+            found = await self._accounts.get(account_ref, min(fresh_s, SERVICE_FRESH_S))
         if found is None:
             raise AccountNotFound
         account, budgets = found

@@ -61,6 +61,15 @@ def _migrate_now(url: str, folder: Path) -> None:
         pool.submit(asyncio.run, migrated(url, folder)).result()
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a test's database is: what ``opened`` takes."""
+
+    url: str
+    folder: Path
+    backend: str
+
+
 @functools.cache
 def _sqlite_template() -> Path:
     """One migrated SQLite file per test process."""

@@ -1,0 +1,18 @@
+"""All routes of the billing APIs, by listener. A new table is named here; then it is served, documented and tested."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.billing.http import admin_accounts, customer, openapi
+from gateway.billing.http.route import Route, Who
+
+CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
+    *customer.ROUTES,
+    who=Who.PUBLIC,
+)  # fmt: skip
+
+OPERATORS: Final[tuple[Route, ...]] = openapi.documented(
+    *admin_accounts.ROUTES,
+    who=Who.ADMIN,
+)  # fmt: skip
