@@ -11,14 +11,15 @@ import json
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from functools import lru_cache
+from typing import Final
 
 from gateway.domain.usage import Basis, Usage
 
 LAPSED: Final = "lapsed"
 SETTLED: Final = "settled"
 REVERSED: Final = "reversed"  # a lapse taken back by its settle; a row of the bill, never a state of a charge
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,111 +119,201 @@ def steps(known: Collection[str], state: str) -> tuple[str, ...]:
 
 
 # --- the wire ----------------------------------------------------------------------------------------------------
-# version, which ids are packed, times; then each packed id as 16 bytes; then a JSON array of all the rest. Ids are most
-# of a row's text, and a row lies in Redis as long as its call lives.
+# A row lies in Redis as long as its call lives, and is packed twice for each call. So numbers that are 0 are left out,
+# ids are 16 bytes, and the texts that calls share are packed once.
+#
+#   B version, H flags, q created ms; q ended ms if it differs; the numbers that are not 0, I each, or q if one is too
+#   large or negative; texts: hold | account, key, team, user | route, model, plan, feature, wallet, card version |
+#   state, basis, end, upstream, shadow | if any: job, job type, metadata (JSON); B lines of (I grant, q amount, text wallet or
+#   none = the row's); B budgets of (I number, q start ms, q amount)
+#   text: B 0 = none; 1 + length, and UTF-8; 254 = I length, and UTF-8; 255 = a UUID's 16 bytes
 
-_HEAD: Final = struct.Struct("<BBqq")
-_ID_BYTES: Final = 16
-_IDS: Final = 5  # hold, account, key, team, user: bit i of the mask says that id i is packed
+_HEAD: Final = struct.Struct("<BHq")
+_NUMBERS: Final = 12  # usage, held, charged, overrun, status, waived: flag i says that number i is not 0
+_WIDE, _ENDED, _EXTRAS, _SPELLED = 1 << 12, 1 << 13, 1 << 14, 1 << 15
+_LINE: Final = struct.Struct("<Iq")
+_BUDGET: Final = struct.Struct("<Iqq")
+_Q: Final = struct.Struct("<q")
+_LONG_TEXT: Final = struct.Struct("<BI")
+_LONG, _UUID, _ID_BYTES = 254, 255, 16
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _loads: Final = json.JSONDecoder().decode
 
 
 def encode(row: ChargeRow) -> bytes:
     """The row as bytes. ``decode`` gives it back, equal."""
-    usage = row.usage
-    mask, packed, rest = 0, [], []
-    for index, value in enumerate((row.hold_id, row.account_id, row.key_id, row.team_id, row.user_id)):
-        raw = None if value is None else _pack_id(value)
-        if raw is None:
-            rest.append(value)
-        else:
-            mask |= 1 << index
-            packed.append(raw)
-    body = (
-        rest,
-        row.state,
-        row.route,
-        row.model,
-        row.upstream,
-        row.plan,
-        row.feature,
-        row.wallet,
-        row.card_version,
+    used = row.usage
+    numbers = (
+        used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.cache_write, used.output,
+        used.reasoning, row.held, row.charged, row.overrun, row.status, row.waived,
+    )  # fmt: skip
+    flags, packed = _pack_numbers(numbers)
+    if row.ended_at_ms != row.created_at_ms:
+        flags |= _ENDED
+        packed = row.ended_at_ms.to_bytes(8, "little", signed=True) + packed
+    extras = b""
+    if row.job is not None or row.job_type is not None or row.metadata:
+        flags |= _EXTRAS
+        extras = _text(row.job) + _text(row.job_type) + _text(_dumps(row.metadata))
+    lines = [_line(line, row.wallet) for line in row.lines]
+    budgets = [_BUDGET.pack(line.budget, line.starts_at_ms, line.amount) for line in row.budgets]
+    return b"".join(
         (
-            usage.input,
-            usage.cache_read,
-            usage.cache_write_5m,
-            usage.cache_write_1h,
-            usage.cache_write,
-            usage.output,
-            usage.reasoning,
-        ),
-        row.basis.value,
-        row.held,
-        row.charged,
-        row.overrun,
-        [(line.wallet, line.grant, line.amount) for line in row.lines],
-        [(line.budget, line.starts_at_ms, line.amount) for line in row.budgets],
-        row.status,
-        row.end,
-        row.job,
-        row.job_type,
-        row.metadata or 0,
-        *((row.shadow, row.waived) if row.shadow is not None else ()),
+            _HEAD.pack(VERSION, flags, row.created_at_ms),
+            packed,
+            _text(row.hold_id),
+            _texts(row.account_id, row.key_id, row.team_id, row.user_id),
+            _texts(row.route, row.model, row.plan, row.feature, row.wallet, row.card_version),
+            _texts(row.state, row.basis.value, row.end, row.upstream, row.shadow),
+            extras,
+            bytes((len(lines),)),
+            *lines,
+            bytes((len(budgets),)),
+            *budgets,
+        )
     )
-    head = _HEAD.pack(VERSION, mask, row.created_at_ms, row.ended_at_ms)
-    return b"".join((head, *packed, _dumps(body).encode("ascii")))
 
 
 def decode(data: bytes) -> ChargeRow:
     """The inverse of ``encode``. Raises ValueError for bytes that are no row, or one of a version not known here."""
-    if len(data) < _HEAD.size or data[0] != VERSION:
+    if not data or data[0] != VERSION:
         raise ValueError(f"not a charge of version {VERSION}")
-    _, mask, created_at_ms, ended_at_ms = _HEAD.unpack_from(data)
-    start = _HEAD.size + _ID_BYTES * mask.bit_count()
     try:
-        body = _loads(data[start:].decode("ascii"))
-        return _row(body, _ids(data, mask, body[0]), created_at_ms, ended_at_ms)
-    except (LookupError, TypeError) as error:
+        return _row(_Reader(data))
+    except (struct.error, LookupError, TypeError) as error:
         raise ValueError("not a charge") from error
 
 
-def _row(body: list[Any], ids: list[str | None], created_at_ms: int, ended_at_ms: int) -> ChargeRow:
-    hold_id, account_id, key_id, team_id, user_id = ids
-    (_, state, route, model, upstream, plan, feature, wallet, card_version, usage, basis, held, charged, overrun,
-     lines, budgets, status, end, job, job_type, metadata, *shadow) = body  # fmt: skip
-    if hold_id is None or account_id is None:
-        raise ValueError("a charge needs its hold and its account")
+def _row(read: _Reader) -> ChargeRow:
+    _, flags, created_at_ms = read.fields(_HEAD)
+    ended_at_ms = read.fields(_Q)[0] if flags & _ENDED else created_at_ms
+    numbers = _unpack_numbers(read, flags)
+    hold_id, account_id = read.name(), read.name()
+    key_id, team_id, user_id = read.text(), read.text(), read.text()
+    route, model, plan, feature, wallet, card_version = (
+        read.name(), read.text(), read.name(), read.name(), read.name(), read.name()
+    )  # fmt: skip
+    state, basis, end, upstream, shadow = read.name(), Basis(read.name()), read.name(), read.text(), read.text()
+    job, job_type, metadata = (read.text(), read.text(), _loads(read.name())) if flags & _EXTRAS else (None, None, {})
+    if not isinstance(metadata, dict):
+        raise ValueError("not a charge")
+    lines, budgets = [], []
+    for _ in range(read.byte()):
+        grant, amount = read.fields(_LINE)
+        other = read.text()
+        lines.append(GrantLine(wallet if other is None else other, grant, amount))
+    for _ in range(read.byte()):
+        budgets.append(BudgetLine(*read.fields(_BUDGET)))
+    read.end()
     return ChargeRow(
         hold_id, account_id, state, created_at_ms, ended_at_ms, route, model, upstream, plan, feature, wallet,
-        card_version, Usage(*usage), Basis(basis), held, charged, overrun,
-        tuple([GrantLine(*line) for line in lines]), tuple([BudgetLine(*line) for line in budgets]),
-        status, end, key_id, team_id, user_id, job, job_type, metadata or {}, *shadow,
+        card_version, Usage(*numbers[:7]), basis, numbers[7], numbers[8], numbers[9], tuple(lines), tuple(budgets),
+        numbers[10], end, key_id, team_id, user_id, job, job_type, metadata, shadow, numbers[11],
     )  # fmt: skip
 
 
-def _ids(data: bytes, mask: int, rest: list[str | None]) -> list[str | None]:
-    start, given = _HEAD.size, iter(rest)
-    ids: list[str | None] = []
-    for index in range(_IDS):
-        if mask >> index & 1:
-            ids.append(_unpack_id(data[start : start + _ID_BYTES]))
-            start += _ID_BYTES
-        else:
-            ids.append(next(given, None))
-    return ids
+def _pack_numbers(numbers: Sequence[int]) -> tuple[int, bytes]:
+    """Flags, and the numbers that are not 0. What no provider can mean is spelled out: it must not stop a bill."""
+    flags, given = 0, []
+    for index, number in enumerate(numbers):
+        if number:
+            flags |= 1 << index
+            given.append(number)
+    if not given:
+        return 0, b""
+    if 0 < min(given) and max(given) < 1 << 32:
+        return flags, struct.pack(f"<{len(given)}I", *given)
+    if -(1 << 63) <= min(given) and max(given) < 1 << 63:
+        return flags | _WIDE, struct.pack(f"<{len(given)}q", *given)
+    return flags | _SPELLED, _text(_dumps(given))
+
+
+def _unpack_numbers(read: _Reader, flags: int) -> list[int]:
+    count = (flags & (1 << _NUMBERS) - 1).bit_count()
+    if flags & _SPELLED:
+        given = _loads(read.name())
+        if not isinstance(given, list) or len(given) != count or not all(type(number) is int for number in given):
+            raise ValueError("not a charge")
+    else:
+        given = list(read.fields(struct.Struct(f"<{count}{'q' if flags & _WIDE else 'I'}")))
+    following = iter(given)
+    return [next(following) if flags >> index & 1 else 0 for index in range(_NUMBERS)]
+
+
+def _line(line: GrantLine, wallet: str) -> bytes:
+    return _LINE.pack(line.grant, line.amount) + _text(None if line.wallet == wallet else line.wallet)
+
+
+@lru_cache(maxsize=16_384)
+def _texts(*values: str | None) -> bytes:
+    """Texts that many calls share."""
+    return b"".join(_text(value) for value in values)
+
+
+def _text(value: str | None) -> bytes:
+    if value is None:
+        return b"\0"
+    if len(value) == 36 and (raw := _pack_id(value)) is not None:
+        return b"\xff" + raw
+    packed = value.encode("utf-8", "surrogatepass")
+    size = len(packed) + 1
+    return (bytes((size,)) if size < _LONG else _LONG_TEXT.pack(_LONG, len(packed))) + packed
+
+
+class _Reader:
+    """Packed values, one after the other. Raises LookupError and struct.error behind the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def fields(self, layout: struct.Struct) -> tuple[int, ...]:
+        found: tuple[int, ...] = layout.unpack_from(self._data, self._at)
+        self._at += layout.size
+        return found
+
+    def byte(self) -> int:
+        self._at += 1
+        return self._data[self._at - 1]
+
+    def name(self) -> str:
+        """A text that is never none."""
+        found = self.text()
+        if found is None:
+            raise ValueError("not a charge")
+        return found
+
+    def text(self) -> str | None:
+        size = self.byte()
+        if size == 0:
+            return None
+        if size == _UUID:
+            return _unpack_id(self._bytes(_ID_BYTES))
+        length = int.from_bytes(self._bytes(4), "little") if size == _LONG else size - 1
+        return self._bytes(length).decode("utf-8", "surrogatepass")
+
+    def _bytes(self, count: int) -> bytes:
+        found = self._data[self._at : self._at + count]
+        if len(found) != count:
+            raise LookupError
+        self._at += count
+        return found
+
+    def end(self) -> None:
+        if self._at != len(self._data):
+            raise ValueError("not a charge")
 
 
 def _pack_id(value: str) -> bytes | None:
     """A UUID in its canonical spelling as 16 bytes; None for any other text, which travels as it is."""
-    if len(value) != 36 or not value.isascii():
+    digits = value.replace("-", "")
+    if len(digits) != 32 or not value.isascii() or not value[8] == value[13] == value[18] == value[23] == "-":
         return None
     try:
-        raw = bytes.fromhex(value.replace("-", ""))
+        raw = bytes.fromhex(digits)
     except ValueError:
         return None
-    return raw if len(raw) == _ID_BYTES and _unpack_id(raw) == value else None
+    return raw if len(raw) == _ID_BYTES and value == value.lower() else None
 
 
 def _unpack_id(raw: bytes) -> str:
