@@ -124,8 +124,8 @@ def steps(known: Collection[str], state: str) -> tuple[str, ...]:
 #
 #   B version, H flags, q created ms; q ended ms if it differs; the numbers that are not 0, I each, or q if one is too
 #   large or negative; texts: hold | account, key, team, user | route, model, plan, feature, wallet, card version |
-#   state, basis, end, upstream, shadow | if any: job, job type, metadata (JSON); B lines of (I grant, q amount, text wallet or
-#   none = the row's); B budgets of (I number, q start ms, q amount)
+#   state, basis, end, upstream, shadow | if any: job, job type, metadata (JSON); B lines of (I grant, q amount, text
+#   wallet or none = the row's); B budgets of (I number, q start ms, q amount)
 #   text: B 0 = none; 1 + length, and UTF-8; 254 = I length, and UTF-8; 255 = a UUID's 16 bytes
 
 _HEAD: Final = struct.Struct("<BHq")
@@ -221,9 +221,10 @@ def _pack_numbers(numbers: Sequence[int]) -> tuple[int, bytes]:
             given.append(number)
     if not given:
         return 0, b""
-    if 0 < min(given) and max(given) < 1 << 32:
+    least, most = min(given), max(given)
+    if least > 0 and most < 1 << 32:
         return flags, struct.pack(f"<{len(given)}I", *given)
-    if -(1 << 63) <= min(given) and max(given) < 1 << 63:
+    if least >= -(1 << 63) and most < 1 << 63:
         return flags | _WIDE, struct.pack(f"<{len(given)}q", *given)
     return flags | _SPELLED, _text(_dumps(given))
 
