@@ -186,6 +186,11 @@ class Catalog:
     grace_ms: int = 0  # how long a plan stays usable while its payment is due
     packages: Mapping[str, Package] = field(default_factory=dict)
 
+    @property
+    def card_meters(self) -> frozenset[str]:
+        """The meters in which some card prices a model's tokens."""
+        return frozenset(card.meter for card in self.cards.values())
+
     def model(self, name: str) -> Model | None:
         return next((model for model in self.models if model.matches(name)), None)
 

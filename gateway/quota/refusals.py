@@ -76,7 +76,7 @@ def objection(situation: Situation, model: str | None) -> Refusal | None:
 
 def not_in_plan(catalog: Catalog, plan: Plan, feature: str, model: str | None) -> Refusal | None:
     """What the plan does not include: the feature, or the model by its name; None when it includes both."""
-    if not _has_feature(plan, feature):
+    if not _has_feature(plan, feature) and (feature in catalog.features or feature in catalog.services):
         kind: type[Refusal] = FeatureNotInPlan
         offers = tuple(other for other in catalog.plans.values() if _has_feature(other, feature))
     elif model is not None and not _has_model(plan, model):
@@ -150,7 +150,7 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         limit=refused.limit,
         resets_at_ms=resets_at_ms,
         window_s=_window_s(situation.plan, refused),
-        estimated=not isinstance(situation.feature.price, plans.PerUse),
+        estimated=not isinstance(situation.feature.price, plans.PerUse | plans.Fixed),
         wait_s=retry_after_s,
         scope=scope,
     )

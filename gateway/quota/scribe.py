@@ -85,6 +85,17 @@ class Scribe:
         self._idle.clear()
         self._work.set()
 
+    async def decide(self, row: ChargeRow) -> None:
+        """Commit one charge now and tell Redis at once, or, while it is away, as soon as it answers: for those who must
+        know what SQL made of it. Raises StoreUnavailable: perhaps booked, repeat."""
+        confirm = confirm_of((await self._writer.commit([row]))[0])
+        try:
+            await self._engine.confirm(confirm)
+        except EngineUnavailable:
+            self._confirms.append(confirm)
+            self._idle.clear()
+            self._work.set()
+
     async def run(self) -> None:
         """Write and confirm until cancelled; never loses what is in memory to an exception of a dependency."""
         if self.kept:  # started again after a failure

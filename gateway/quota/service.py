@@ -58,6 +58,7 @@ class Ask:
     lease_ms: int
     refresh: Callable[[Caller], Awaitable[Caller]]
     dry: bool = False  # only what would be decided: nothing is taken
+    hold_id: str = ""  # "": a new one
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,12 +276,12 @@ class Quota:
         assert caller.account is not None
         account_id = caller.account.id
         now_ms = self.clock.now_ms()
-        hold_id = str(uuid7())
+        hold_id = ask.hold_id or str(uuid7())
         request = engine_model.Reserve(
             account=account_id,
             hold_id=hold_id,
             rev=caller.account.rev,
-            demand=NOTHING if shadowed is not None else self._shapes.of(caller, plan).demand(work, now_ms),
+            demand=NOTHING if shadowed is not None else self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms),
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,

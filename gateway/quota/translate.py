@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from gateway.domain import periods, plans
 from gateway.domain.accounts import AccountSnapshot, Caller
-from gateway.domain.plans import Feature, Limits, Model, Plan
+from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
 from limits import codec
@@ -30,9 +30,10 @@ class Work:
     output_tokens: int  # bound × choices
     uses: int = 1
     free: bool = False  # counted by the rate limits only (count_tokens)
+    minimum: int = 0  # what must be available for it to begin, in steps of the wallet
 
     def with_output(self, output_tokens: int) -> Work:
-        return Work(self.feature, self.model, self.input_tokens, output_tokens, self.uses, self.free)
+        return replace(self, output_tokens=output_tokens)
 
     def priced_in(self, meter: str) -> tuple[Feature, RateCard | None]:
         """The feature and card that price this work in ``meter``: its own, or by card for a budget in another meter."""
@@ -89,9 +90,10 @@ class Shape:
     One per caller, plan and feature, kept as long as none of them changes; ``demand`` fills in a call's amounts.
     """
 
-    def __init__(self, caller: Caller, plan: Plan) -> None:
+    def __init__(self, caller: Caller, plan: Plan, card_meters: frozenset[str]) -> None:
         scopes = scopes_of(caller)
         self._plan = plan
+        self._card_meters = card_meters
         windows: list[engine.WindowDemand] = []
         by_tokens: list[engine.WindowDemand] = []
         concurrency: list[engine.ConcurrencyDemand] = []
@@ -112,27 +114,29 @@ class Shape:
             for budget in caller.budgets
             if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id
         ]
-        self._forms: dict[str, _Form] = {}
+        self._forms: dict[tuple[str, int, bool], _Form] = {}
 
     def demand(self, work: Work, now_ms: int) -> engine.Demand:
         """The whole vector of one call: wallet, budgets, windows and concurrency. Raises PriceMissing."""
         if work.free:
             return self._free
-        wallet = work.feature.wallet
-        form = self._forms.get(wallet)
+        key = (work.feature.wallet, work.minimum, work.model is not None)
+        form = self._forms.get(key)
         if form is None or not form.from_ms <= now_ms < form.till_ms:
-            form = self._forms[wallet] = self._form(wallet, now_ms)
+            form = self._forms[key] = self._form(work, now_ms)
         amounts = [work.input_tokens + work.output_tokens, work.uses]
         for meter in form.meters:
             amount = price_of_bound(work, meter)
             amounts += (amount, _abandoned(self._plan, work, meter, amount))
         return form.form.fill(*amounts)
 
-    def _form(self, wallet: str, now_ms: int) -> _Form:
-        meters = tuple(dict.fromkeys((wallet, *(budget.meter for budget, _ in self._budgets))))
+    def _form(self, work: Work, now_ms: int) -> _Form:
+        wallet = work.feature.wallet
+        met = [each for each in self._budgets if each[0].meter == wallet or self._is_spent(each[0].meter, work)]
+        meters = tuple(dict.fromkeys((wallet, *(budget.meter for budget, _ in met))))
         blanks = {meter: (blank(2 + 2 * place), blank(3 + 2 * place)) for place, meter in enumerate(meters)}
         from_ms, till_ms, budgets = 0, codec.TIME_MAX, []
-        for budget, scope in self._budgets:
+        for budget, scope in met:
             starts_ms, ends_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
             from_ms, till_ms = max(from_ms, starts_ms), min(till_ms, ends_ms or till_ms)
             amount, abandon = blanks[budget.meter]
@@ -143,9 +147,17 @@ class Shape:
             )
         amount, abandon = blanks[wallet]
         demand = engine.Demand(
-            (engine.WalletDemand(wallet, amount, 0, abandon),), tuple(budgets), self._windows, self._concurrency
+            (engine.WalletDemand(wallet, amount, work.minimum, abandon),),
+            tuple(budgets),
+            self._windows,
+            self._concurrency,
         )
         return _Form(Form(demand, 2 + 2 * len(meters)), meters, from_ms, till_ms)
+
+    def _is_spent(self, meter: str, work: Work) -> bool:
+        """Whether work that another wallet pays costs something in this meter: a model's call, where cards price it.
+        What no card prices is spent by its own features and services alone."""
+        return work.model is not None and meter in self._card_meters
 
 
 def _counted_windows(scope: engine.Scope, limits: Limits) -> list[engine.WindowDemand]:
@@ -165,7 +177,7 @@ class Shapes:
         self._entries_max = entries_max
         self._known: dict[tuple[str | int | None, ...], Shape] = {}
 
-    def of(self, caller: Caller, plan: Plan) -> Shape:
+    def of(self, caller: Caller, plan: Plan, catalog: Catalog) -> Shape:
         account = caller.account
         assert account is not None, "a demand is an account's"
         key = (caller.key_id, caller.user_id, caller.team_id, account.id, account.rev, plan.name, plan.version)
@@ -173,7 +185,7 @@ class Shapes:
         if shape is None:
             if len(self._known) >= self._entries_max:
                 self._known.clear()
-            shape = self._known[key] = Shape(caller, plan)
+            shape = self._known[key] = Shape(caller, plan, catalog.card_meters)
         return shape
 
 

@@ -15,9 +15,11 @@ from gateway.store.alerts import Alerts
 from gateway.store.common import inserting, new_id, wall_clock_ms
 from gateway.store.database import Database, open_database
 from gateway.store.grants import Grants
+from gateway.store.idempotency import Idempotency
 from gateway.store.keys import Callers, Keys
 from gateway.store.ledger import Ledger
 from gateway.store.members import Members
+from gateway.store.metering import MeteringHolds
 from gateway.store.plans import Plans
 from gateway.store.renewals import Renewals
 from gateway.store.schema import installation
@@ -49,6 +51,8 @@ class Store:
     usage: UsageLog
     ledger: Ledger
     alerts: Alerts
+    metering: MeteringHolds
+    idempotency: Idempotency
 
     async def installed_partitions(self, *, partitions: int = PARTITIONS, now_ms: int) -> int:
         """The number of partitions that accounts are hashed onto: fixed by whoever asks first. Raises
@@ -95,4 +99,6 @@ def open_store(
         usage=UsageLog(database),
         ledger=Ledger(database),
         alerts=Alerts(database),
+        metering=MeteringHolds(database),
+        idempotency=Idempotency(database),
     )

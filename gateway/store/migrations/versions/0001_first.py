@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from gateway.store.migrations import first_alerts
+from gateway.store.migrations import first_alerts, first_metering
 
 revision = "0001"
 down_revision = None
@@ -33,6 +33,7 @@ def upgrade() -> None:
     _keys()
     _payments()
     _stripe()
+    first_metering.upgrade()
 
 
 def _accounts() -> None:
