@@ -175,7 +175,7 @@ class Quota:
         for _ in range(ATTEMPTS_MAX):
             account, now_ms = caller.account, self.clock.now_ms()
             assert account is not None, "plan_of found its plan"
-            demand = self._shapes.of(caller, plan_of(caller, ask.catalog)).demand(work, now_ms)
+            demand = self._shapes.of(caller, plan_of(caller, ask.catalog), ask.catalog).demand(work, now_ms)
             replies = await asyncio.gather(
                 *(
                     self._engine.reserve(
