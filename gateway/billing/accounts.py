@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Final, TypeVar
 
 from gateway.billing.desk import Desk, shown
-from gateway.domain.accounts import Account, AccountStatus
+from gateway.domain.accounts import Account, AccountStatus, GrantState
+from gateway.domain.money import due_for
 from gateway.domain.turns import Stay, decide
 from gateway.errors import NotFound, RequestError
 from gateway.store.bulk import NewAccount, create_accounts
@@ -22,11 +24,17 @@ Member = TypeVar("Member", Team, User)
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A wallet's open grants in sum, as SQL knows them: ``used`` is without what has not been written yet."""
+    """A wallet's open grants in sum, as SQL knows them: ``used`` is without what has not been written yet.
+
+    ``limit`` is without overage, ``used`` with it; ``overage`` is how much of it was used, ``due`` what that costs in
+    the currency's smallest unit.
+    """
 
     wallet: str
     limit: int
     used: int
+    overage: int = 0
+    due: int = 0
 
 
 class AccountService:
@@ -77,11 +85,10 @@ class AccountService:
         if not isinstance(decide(desk.catalog(), account.subscription, now_ms), Stay):
             await desk.store.subscriptions.turn(account.id, now_ms=now_ms)
             account = await desk.account(account.id)
-        sums: dict[str, tuple[int, int]] = {}
+        sums: dict[str, Holding] = {}
         for grant in await desk.store.grants.list(account.id, open_at_ms=now_ms):
-            limit, used = sums.get(grant.wallet, (0, 0))
-            sums[grant.wallet] = limit + grant.amount, used + grant.used
-        return account, tuple(Holding(wallet, limit, used) for wallet, (limit, used) in sorted(sums.items()))
+            sums[grant.wallet] = _with(sums.get(grant.wallet) or Holding(grant.wallet, 0, 0), grant)
+        return account, tuple(sums[wallet] for wallet in sorted(sums))
 
     async def set_status(self, ref: str, status: AccountStatus, *, reason: str = "") -> Account:
         """Suspend an account, or let it call again; twice is as once. Raises as ``get``."""
@@ -111,6 +118,14 @@ class AccountService:
         )
         await desk.deliver(account.id)
         return changed
+
+
+def _with(sum_: Holding, grant: GrantState) -> Holding:
+    used = sum_.used + grant.used
+    if grant.source != "overage":
+        return replace(sum_, limit=sum_.limit + grant.amount, used=used)
+    due = due_for(Fraction(grant.unit_price or 0), grant.used)
+    return replace(sum_, used=used, overage=sum_.overage + grant.used, due=sum_.due + due)
 
 
 class MemberService:

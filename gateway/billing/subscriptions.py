@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Final
 
 from gateway.billing.desk import Desk, amount, shown
 from gateway.domain.accounts import Account
+from gateway.domain.money import minor_units
 from gateway.domain.plans import UNLIMITED
 from gateway.domain.units import UnitError, exact
 from gateway.errors import RequestError
@@ -70,22 +72,24 @@ class SubscriptionService:
         *,
         plan: str | None = None,
         periods: int = 1,
+        prepaid: bool = False,
         key: str | None = None,
         until_ms: int | None = None,
-        price: str | None = None,
+        paid: int | None = None,
     ) -> Account:
         """A payment arrived for ``periods`` periods of the account's plan, or of ``plan``, which then starts if the
         account is on another one. It is paid further, is not past due, and is granted the period that is due.
+        ``prepaid``: for as many periods as the plan's prepay says.
 
         ``key`` names the payment: the same one again changes nothing. ``until_ms``: where the payment says that its
-        periods end; ``price``: what was paid. Raises AccountNotFound, BadRequest (plan, terms, nothing to renew),
-        RequestError (periods, price), StoreUnavailable.
+        periods end; ``paid``: what was paid, in the currency's smallest unit (None: the plan's price). Raises AccountNotFound, BadRequest (plan, terms, nothing to renew),
+        RequestError (periods), StoreUnavailable.
         """
         desk = self._desk
         if not 1 <= periods <= PERIODS_MAX:
             raise RequestError(f"periods: expected 1 to {PERIODS_MAX}", param="periods")
         account = await desk.account(account_ref)
-        payment = Payment(key or new_id(), plan, periods, until_ms, None if price is None else _price(price))
+        payment = Payment(key or new_id(), plan, periods, prepaid, until_ms, paid)
         changed = await desk.store.renewals.renew(account.id, payment, now_ms=desk.now_ms(), actor=desk.actor)
         return await self._moved(account, changed, "renew")
 
@@ -135,7 +139,8 @@ class SubscriptionService:
         if terms is None:
             return kept
         if terms.price is not None:
-            kept["price"] = _price(terms.price)
+            price_units(terms.price, self._desk.catalog().currency)
+            kept["price"] = terms.price
         if terms.allowance:
             kept["allowance"] = {
                 wallet: UNLIMITED if text == UNLIMITED else amount(self._desk.meter(wallet), text, param="allowance")
@@ -144,11 +149,10 @@ class SubscriptionService:
         return kept
 
 
-def _price(text: str) -> str:
-    """Raises RequestError."""
+def price_units(text: str, currency: str) -> int:
+    """A price in the currency's smallest unit. Raises RequestError."""
     try:
-        if exact(text, expected="a price such as 49.90") < 0:
-            raise UnitError("a price such as 49.90, 0 or more", text)
+        exact(text, expected="a price such as 49.90")
+        return minor_units(Decimal(text), currency)
     except UnitError as error:
         raise RequestError(f"price: {error}", param="price") from error
-    return text

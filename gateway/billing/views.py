@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from fractions import Fraction
 
 from gateway.billing.accounts import Holding
 from gateway.billing.reports import Balance, WalletBalance
 from gateway.domain.accounts import Account, Budget, GrantState, Subscription
 from gateway.domain.ledger import Book
 from gateway.domain.periods import rfc3339
-from gateway.domain.plans import UNLIMITED, Catalog, Limits, Plan
+from gateway.domain.money import decimals_of, money
+from gateway.domain.plans import CUSTOM, UNLIMITED, Catalog, Limits, Overage, Plan, Prepay, Rollover
+from gateway.domain.proration import price_of
 from gateway.domain.turns import Stay, decide
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter
+from gateway.domain.units import UNLIMITED_AMOUNT, Meter, plain
 from gateway.domain.usage import Usage
 from gateway.store.keys import Key
 from gateway.store.ledger import AuditLine, Transaction
@@ -77,6 +80,8 @@ def holdings_view(wallets: Sequence[Holding], catalog: Catalog) -> list[View]:
             if each.limit >= UNLIMITED_AMOUNT
             else quantity(catalog.meters.get(each.wallet), each.limit),
             "used": quantity(catalog.meters.get(each.wallet), each.used),
+            "overage_used": quantity(catalog.meters.get(each.wallet), each.overage),
+            "overage_due": money(each.due, catalog.currency),
         }
         for each in wallets
     ]
@@ -162,6 +167,10 @@ def plan_view(plan: Plan, catalog: Catalog) -> View:
             for wallet, amount in plan.allowance.items()
         },
         "ends": plan.ends,
+        "overage": {wallet: _overage_view(extra, catalog, wallet) for wallet, extra in plan.overage.items()},
+        "rollover": {wallet: _rollover_view(rule, catalog, wallet) for wallet, rule in plan.rollover.items()},
+        "prepay": None if plan.prepay is None else _prepay_view(plan, plan.prepay, catalog),
+        "debt": plan.debt,
         "clamp": plan.clamp,
         "on_exhausted": plan.on_exhausted,
         "on_disconnect": plan.on_disconnect,
@@ -171,6 +180,28 @@ def plan_view(plan: Plan, catalog: Catalog) -> View:
         "limits": {scope: _limits_view(limits) for scope, limits in plan.limits.items()},
         "default": plan.name == catalog.default_plan,
         "version": plan.version,
+    }
+
+
+def _overage_view(extra: Overage, catalog: Catalog, wallet: str) -> View:
+    """``price`` is of one unit of the meter, exactly, or as a fraction where no decimal is exact."""
+    meter = catalog.meters.get(wallet)
+    unit = extra.price * (meter.scale if meter is not None else 1) / int(10 ** decimals_of(catalog.currency))
+    return {"cap": quantity(meter, extra.cap), "price": plain(unit)}
+
+
+def _rollover_view(rule: Rollover, catalog: Catalog, wallet: str) -> str:
+    if rule.share is not None:
+        return f"{plain(Fraction(rule.share) * 100)}%"
+    return quantity(catalog.meters.get(wallet), rule.amount or 0)
+
+
+def _prepay_view(plan: Plan, prepay: Prepay, catalog: Catalog) -> View:
+    price = price_of(plan, {}, catalog.currency, prepaid=True)
+    return {
+        "periods": prepay.periods,
+        "discount": f"{plain(Fraction(prepay.discount) * 100)}%",
+        "price": CUSTOM if price is None else money(price, catalog.currency),
     }
 
 

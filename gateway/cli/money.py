@@ -57,10 +57,16 @@ async def renew(
     periods: Annotated[int, typer.Option("--periods", min=1, help="How many periods were paid.")] = 1,
     plan: Annotated[str | None, typer.Option("--plan", help="What was paid for. Default: the account's plan.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="The payment's own name: it counts once.")] = None,
-    price: Annotated[str | None, typer.Option("--price", help="What was paid. Default: the plan's price.")] = None,
+    paid: Annotated[str | None, typer.Option("--paid", help="What was paid. Default: the plan's price.")] = None,
+    prepaid: Annotated[bool, typer.Option("--prepaid", help="For as many periods as the plan's prepay says.")] = False,
 ) -> Output:
     """Note a payment: the subscription is paid further, and gets the period that is due."""
-    changed = await office.subscriptions.renew(account, plan=plan, periods=periods, key=key, price=price)
+    from gateway.billing.subscriptions import price_units
+
+    units = None if paid is None else price_units(paid, office.desk.catalog().currency)
+    changed = await office.subscriptions.renew(
+        account, plan=plan, periods=periods, prepaid=prepaid, key=key, paid=units
+    )
     return _account(changed, office)
 
 

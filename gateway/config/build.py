@@ -18,6 +18,7 @@ from typing import Any
 
 from gateway.config import schema
 from gateway.config.model import Config, Settings, Stripe, Upstream
+from gateway.domain.money import decimals_of
 from gateway.domain.plans import (
     Amount,
     BulkStep,
@@ -26,12 +27,15 @@ from gateway.domain.plans import (
     Feature,
     Limits,
     Model,
+    Overage,
     Package,
     PackageGrant,
     PerThousandTokens,
     PerUse,
     Plan,
+    Prepay,
     Price,
+    Rollover,
     Service,
     UsesLimit,
 )
@@ -149,7 +153,7 @@ def _catalog(document: schema.Document) -> Catalog:
         features={name: _feature(name, feature, meters) for name, feature in document.features.items()},
         default_feature=document.default_feature,
         services={name: _service(name, service, meters) for name, service in document.services.items()},
-        plans={name: _plan(name, plan, meters) for name, plan in document.plans.items()},
+        plans={name: _plan(name, plan, meters, document.currency) for name, plan in document.plans.items()},
         default_plan=document.default_plan,
         messages={reason: _message(message) for reason, message in document.messages.items()},
         warn_at_permille=tuple(sorted({int(share * 1000) for share in document.alerts.warn_at})),
@@ -195,7 +199,7 @@ def _price(price: schema.FeaturePrice, meter: Meter) -> Price:
     return ByCard()
 
 
-def _plan(name: str, plan: schema.Plan, meters: Meters) -> Plan:
+def _plan(name: str, plan: schema.Plan, meters: Meters, currency: str) -> Plan:
     allowance: dict[str, Amount] = {
         wallet: meters[wallet].parse(amount) if isinstance(amount, Decimal) else amount
         for wallet, amount in plan.allowance.items()
@@ -210,6 +214,9 @@ def _plan(name: str, plan: schema.Plan, meters: Meters) -> Plan:
         "features": plan.features,
         "limits": _limits(plan.limits),
         "debt": plan.debt,
+        "overage": {wallet: _overage(extra, meters[wallet], currency) for wallet, extra in plan.overage.items()},
+        "rollover": {wallet: _rollover(rest, meters[wallet]) for wallet, rest in plan.rollover.items()},
+        "prepay": None if plan.prepay is None else _prepay(plan.prepay),
         "time_zone": plan.time_zone,
         "grant_source": plan.grant_source,
         "entitlements": plan.entitlements,
@@ -227,6 +234,21 @@ def _plan(name: str, plan: schema.Plan, meters: Meters) -> Plan:
         version=content_version([name, promise, decimals]),
         **promise,
     )
+
+
+def _overage(overage: schema.Overage, meter: Meter, currency: str) -> Overage:
+    unit = Fraction(overage.price) * int(10 ** decimals_of(currency)) / overage.per
+    return Overage(meter.parse(overage.cap), unit / meter.scale)
+
+
+def _rollover(rollover: schema.Rollover, meter: Meter) -> Rollover:
+    if isinstance(rollover.max, str):
+        return Rollover(share=Decimal(rollover.max.removesuffix("%")) / 100)
+    return Rollover(amount=meter.parse(rollover.max))
+
+
+def _prepay(prepay: schema.Prepay) -> Prepay:
+    return Prepay(prepay.periods, prepay.discount, prepay.stripe_price)
 
 
 def _package(name: str, package: schema.Package, meters: Meters) -> Package:

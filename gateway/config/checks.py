@@ -184,9 +184,27 @@ class _Checks:
             for position, pattern in enumerate(plan.models or ()):
                 if not any(_overlap(pattern, known) for known in served):
                     yield (*where, "models", position), f"a model: {expected_one_of(served, pattern)}", None
+            yield from self._around_allowance(where, plan)
             if plan.period.kind == "once" and plan.renews == "when_paid":
                 yield (*where, "renews"), "by_itself or never: period once has no next period to pay for", None
         yield from self._known("plans", ("default_plan",), self._document.default_plan)
+
+    def _around_allowance(self, where: Loc, plan: schema.Plan) -> Iterator[Finding]:
+        """Overage, rollover and prepay."""
+        for wallet, extra in plan.overage.items():
+            yield from self._known("meters", (*where, "overage", wallet), wallet, repr(wallet))
+            yield from self._amount((*where, "overage", wallet, "cap"), wallet, extra.cap, below=UNLIMITED_AMOUNT)
+        for wallet, rest in plan.rollover.items():
+            loc: Loc = (*where, "rollover", wallet)
+            if wallet not in plan.allowance:
+                yield loc, f"a wallet of the allowance: {expected_one_of(plan.allowance, wallet)}", repr(wallet)
+            yield from self._amount((*loc, "max"), wallet, rest.max)
+        if plan.period.kind == "once":
+            for key in ("overage", "rollover"):
+                if getattr(plan, key):
+                    yield (*where, key), f"none: period once never ends, so nothing of it is {key}", None
+        if plan.prepay is not None and plan.renews != "when_paid":
+            yield (*where, "prepay"), "renews: when_paid, because prepay pays several periods at once", None
 
     def followers(self) -> Iterator[Finding]:
         """Plans that an account comes to by itself: they must exist, need no payment and no terms, and come to rest."""

@@ -224,8 +224,28 @@ class Prepay(Section):
     stripe_price: AnyText = ""
 
 
+class Overage(Section):
+    """Use beyond the allowance, reported and due at the period's end."""
+
+    cap: Quantity
+    """The most per period."""
+    price: Quantity = written("0")
+    """What ``per`` units of it cost, in ``currency``."""
+    per: Count = written("1")
+
+
+class Rollover(Section):
+    """What a period leaves unused is there in the next one, and only there."""
+
+    max: LowBalance = written("100%")
+    """The most: an amount, or a share of the allowance."""
+
+
+def _off(value: Any) -> Any:
+    return {} if value is None or value is False else value
+
+
 GrantSource = Literal["plan", "trial", "package", "bonus", "gift"]
-Anything = Annotated[Any, WithJsonSchema({})]
 
 
 class Plan(Section):
@@ -254,8 +274,10 @@ class Plan(Section):
     """What a call costs whose worker died."""
     outage: Literal["closed", "lease"] = "closed"
     debt: Literal["forgive", "carry"] = "forgive"
-    overage: Anything = None
-    rollover: Anything = None
+    overage: Annotated[dict[Name, Overage], BeforeValidator(_off)] = {}
+    """Per wallet: how much may be used beyond the allowance, and what it costs."""
+    rollover: Annotated[dict[Name, Rollover], BeforeValidator(_off)] = {}
+    """Per wallet: how much of a period's unused rest the next one gets."""
     time_zone: Zone = "UTC"
     """Where calendar periods turn."""
     entitlements: dict[Name, Entitlement] = {}

@@ -43,11 +43,3 @@ def _plan(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "on_exhausted", f"stop: {because}"
     if plan.outage == "lease":
         yield "outage", "closed: lease is not supported yet"
-    if plan.debt == "carry":
-        yield "debt", "forgive: carry is not supported yet"
-    if plan.overage not in (None, False):
-        yield "overage", "no such key: overage is not supported yet"
-    if plan.rollover not in (None, False):
-        yield "rollover", "no such key: rollover is not supported yet"
-    if plan.prepay is not None:
-        yield "prepay", "no such key: prepay is not supported yet"

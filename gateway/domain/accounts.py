@@ -91,11 +91,12 @@ class GrantState:
     number: int  # dense per account, older = smaller
     wallet: str
     amount: int
-    source: str  # plan | trial | package | bonus | gift | rollover | adjustment
+    source: str  # plan | trial | package | bonus | gift | rollover | adjustment | overage
     priority: int
     starts_at_ms: int
     expires_at_ms: int  # 0 = never
     used: int
+    unit_price: str = ""  # of overage: what a step costs, as a fraction of the currency's smallest unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.accounts import GrantState
-from gateway.domain.plans import CUSTOM, UNLIMITED, Amount, Plan
+from gateway.domain.plans import CUSTOM, UNLIMITED, Amount, Plan, Rollover
 from gateway.domain.units import AMOUNT_MAX, UNLIMITED_AMOUNT
 from gateway.errors import BadRequest
 
@@ -31,9 +31,11 @@ PRIORITY: Final[Mapping[str, int]] = MappingProxyType(
         "adjustment": 30,  # changes what the plan gives, so it burns with it
         "gift": 40,
         "bonus": 50,
-        "package": 60,  # paid for and usually without an end: last
+        "package": 60,  # paid for and usually without an end
+        "overage": 70,  # paid for when it is used: last
     }
 )
+BESIDE_ALLOWANCE: Final = ("overage", "rollover")  # a period has these besides what its plan allows
 _NEVER: Final = 2**63
 
 
@@ -48,6 +50,7 @@ class NewGrant:
     priority: int
     starts_at_ms: int
     expires_at_ms: int
+    unit_price: str = ""  # of overage: what a step of it costs, as a fraction of the currency's smallest unit
 
 
 def burn_key(grant: GrantState) -> tuple[int, int, int]:
@@ -95,13 +98,14 @@ def _steps(wallet: str, amount: Amount, plan: Plan) -> int:
 def period_grants(
     plan: Plan, terms: Mapping[str, object], subscription_id: str, *, starts_at_ms: int, ends_at_ms: int
 ) -> tuple[NewGrant, ...]:
-    """The allowance of one period as grants, in the plan's order of wallets; nothing for an amount of 0.
+    """The allowance of one period as grants, in the plan's order of wallets, and its overage; nothing for an amount of
+    0.
 
     ``ends_at_ms`` 0 = never, for ``period: once``. Raises BadRequest as ``allowance`` does.
     """
     once = plan.period.kind == "once"
     stem = f"once:{plan.name}" if once else f"{subscription_id}:{plan.name}:{starts_at_ms}"
-    return tuple(
+    granted = tuple(
         NewGrant(
             key=f"{stem}:{wallet}",
             wallet=wallet,
@@ -114,6 +118,48 @@ def period_grants(
         for wallet, amount in allowance(plan, terms).items()
         if amount
     )
+    overage = tuple(
+        NewGrant(
+            key=f"{stem}:{wallet}:overage",
+            wallet=wallet,
+            amount=extra.cap,
+            source="overage",
+            priority=PRIORITY["overage"],
+            starts_at_ms=starts_at_ms,
+            expires_at_ms=ends_at_ms,
+            unit_price=str(extra.price),
+        )
+        for wallet, extra in plan.overage.items()
+        if extra.cap
+    )
+    return granted + overage
+
+
+def rollover_grants(
+    plan: Plan, terms: Mapping[str, object], subscription_id: str, unused: Mapping[str, int], *,
+    starts_at_ms: int, ends_at_ms: int,
+) -> tuple[NewGrant, ...]:  # fmt: skip
+    """What the last period left, as far as the plan carries it into the one that starts now. ``unused`` is in steps."""
+    allowed = allowance(plan, terms)
+    rests = {wallet: min(unused.get(wallet, 0), rule.limit(allowed.get(wallet, 0))) for wallet, rule in _rolling(plan)}
+    return tuple(
+        NewGrant(
+            key=f"{subscription_id}:{plan.name}:{starts_at_ms}:{wallet}:rollover",
+            wallet=wallet,
+            amount=rest,
+            source="rollover",
+            priority=PRIORITY["rollover"],
+            starts_at_ms=starts_at_ms,
+            expires_at_ms=ends_at_ms,
+        )
+        for wallet, rest in rests.items()
+        if rest > 0
+    )
+
+
+def _rolling(plan: Plan) -> Iterable[tuple[str, Rollover]]:
+    """An endless allowance has no rest."""
+    return ((wallet, rule) for wallet, rule in plan.rollover.items() if plan.allowance.get(wallet) != UNLIMITED)
 
 
 def adjustment_key(subscription_id: str, *, starts_at_ms: int, version: str, wallet: str) -> str:

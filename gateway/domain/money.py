@@ -51,6 +51,12 @@ def discounted(units: int, *, periods: int, discount: Decimal) -> int:
     return int(exact.quantize(Decimal(1), rounding=ROUND_HALF_UP))
 
 
+def due_for(unit_price: Fraction, steps: int) -> int:
+    """What so many steps of overage cost, in smallest units, rounded half up. The parts of a period add up to the
+    whole: a part is the difference of two such sums."""
+    return int(unit_price * steps + Fraction(1, 2))
+
+
 def share(amount: int, *, part: int, whole: int) -> int:
     """The part of ``amount`` that ``part`` is of ``whole``, rounded down; all of it when the whole is there."""
     return amount if part >= whole else amount * max(part, 0) // whole

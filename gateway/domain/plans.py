@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from fractions import Fraction
 from typing import Final, Literal
 
 from gateway.domain.periods import Period
@@ -144,6 +145,34 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Overage:
+    """Use beyond the allowance, up to ``cap`` steps a period, to be paid afterwards."""
+
+    cap: int
+    price: Fraction  # of a step, in the currency's smallest unit
+
+
+@dataclass(frozen=True, slots=True)
+class Rollover:
+    """The most that a period's unused rest adds to the next: an amount in steps, or a share of the allowance."""
+
+    amount: int | None = None
+    share: Decimal | None = None
+
+    def limit(self, allowance: int) -> int:
+        return int(allowance * self.share) if self.share is not None else self.amount or 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepay:
+    """Several periods paid at once, for less."""
+
+    periods: int
+    discount: Decimal  # 0.2 = a fifth less
+    stripe_price: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     name: str
     label: str
@@ -160,6 +189,9 @@ class Plan:
     on_disconnect: Literal["drain", "cut"] = "drain"
     on_abandon: Literal["estimate", "release", "hold"] = "estimate"
     debt: Literal["forgive", "carry"] = "forgive"
+    overage: Mapping[str, Overage] = field(default_factory=dict)  # by wallet
+    rollover: Mapping[str, Rollover] = field(default_factory=dict)  # by wallet
+    prepay: Prepay | None = None
     time_zone: str = "UTC"
     grant_source: str = "plan"
     entitlements: Mapping[str, object] = field(default_factory=dict)

@@ -23,6 +23,7 @@ _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
 _DURATION: Final = re.compile(r"([0-9]{1,10})(s|m|h|d|w)", re.ASCII)
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION_MAX_S: Final = 100 * 366 * 86_400
+_DECIMALS_SHOWN_MAX: Final = 18
 _DEMAND_ROUNDING_UNITS: Final = 100
 
 
@@ -49,6 +50,16 @@ def exact(value: str | int | Decimal, *, expected: str = "a plain decimal number
     if isinstance(value, bool) or not isinstance(value, int):
         raise UnitError(expected, value)
     return Fraction(value)
+
+
+def plain(value: Fraction) -> str:
+    """The value as a plain decimal; where none is exact as a fraction."""
+    scale = 0
+    while value.denominator != 1 and (value * 10**scale).denominator != 1 and scale < _DECIMALS_SHOWN_MAX:
+        scale += 1
+    if (value * 10**scale).denominator != 1:
+        return str(value)
+    return format(Decimal((value * 10**scale).numerator).scaleb(-scale), "f")
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ COMPARE_EVERY_TICKS = 5
 SEQS_AT_ONCE = 256
 ACCOUNTS_EVERY_TICKS = 30
 AHEAD_EVERY_TICKS = 60
+BEGUN_EVERY_TICKS = 5
 
 
 class SeqStore(Protocol):
@@ -111,6 +112,8 @@ class Reaper:
         if self._ticks % ACCOUNTS_EVERY_TICKS == 1:
             counts = await self._accounts.counts()
             self._metrics.accounts.replace({(plan, status): number for (plan, status), number in counts.items()})
+        if self._ticks % BEGUN_EVERY_TICKS == 1:
+            await self._notice_begun()
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
             await self._versions.follow_all()
@@ -126,12 +129,17 @@ class Reaper:
             await asyncio.gather(*(self._engine.sync_seq(account_id, seq) for account_id, seq in some))
         await self._drift.check([account_id for account_id, _ in seqs])
 
+    async def _notice_begun(self) -> None:
+        """Periods that were granted ahead and have begun: what their turn brings besides, such as a rest of the last
+        one."""
+        now_ms = self._now_ms()
+        for account_id in await self._periods.begun_ahead(now_ms=now_ms):
+            await self._willing(account_id, self._turner.turn(account_id, now_ms))
+
     async def _grant_ahead(self) -> None:
         """The next period's grants, up to a day early: a turn then survives an outage of the database, and is made up
         for when it is there."""
         now_ms = self._now_ms()
-        for account_id in await self._periods.begun_ahead(now_ms=now_ms):
-            await self._willing(account_id, self._turner.turn(account_id, now_ms))
         for account_id in await self._periods.due_ahead(now_ms=now_ms):
             await self._willing(account_id, self._ahead(account_id, now_ms))
 

@@ -18,8 +18,10 @@ from gateway.domain.accounts import AccountSnapshot
 from gateway.domain.turns import Turned
 from gateway.metrics import Metrics
 from gateway.quota.translate import snapshot_of
+from gateway.store.moves import Taken
 from limits.engine import Engine
 from limits.errors import LimitsError
+from limits.model import Stale
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +31,9 @@ class StateStore(Protocol):
 
     async def snapshots(self, account_ids: Sequence[str]) -> Sequence[AccountSnapshot]: ...
 
-    async def turn(self, account_id: str, *, now_ms: int) -> Turned: ...
+    async def turn(self, account_id: str, *, now_ms: int, taken: Taken | None = None) -> Turned: ...
+
+    def rolling(self) -> tuple[str, ...]: ...
 
     async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]: ...
 
@@ -97,8 +101,24 @@ class Turner:
             self._metrics.rebuilds.add((), 1)
 
     async def _turn(self, account_id: str, now_ms: int) -> None:
-        self.count(await self._store.turn(account_id, now_ms=now_ms))
+        taken = await self._taken(account_id)
+        self.count(await self._store.turn(account_id, now_ms=now_ms, taken=taken))
         await self.push(account_id)
+
+    async def _taken(self, account_id: str) -> Taken | None:
+        """What calls have taken of the grants whose rest may roll over: after its end nothing more is taken of a
+        period. None when nothing rolls over, or Redis does not know."""
+        wallets = self._store.rolling()
+        if not wallets:
+            return None
+        view = await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+        if isinstance(view, Stale):
+            await self._rebuild(account_id, view.ticket)
+            view = await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+        if isinstance(view, Stale):
+            return None
+        states = [grant for _, grants in view.wallets for grant in grants]
+        return Taken({grant.number: (grant.counted + grant.pending, grant.held) for grant in states})
 
     def count(self, turned: Turned) -> None:
         """A period turned, and perhaps the plan changed with it. Whoever finds it done counts nothing."""

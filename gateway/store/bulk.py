@@ -156,6 +156,7 @@ def _grant_values(account_id: str, number: int, grant: NewGrant, now_ms: int) ->
         "starts_at_ms": grant.starts_at_ms,
         "expires_at_ms": grant.expires_at_ms,
         "key": grant.key,
+        "unit_price": grant.unit_price or None,
         "reason": "created",
         "created_at_ms": now_ms,
     }

@@ -151,6 +151,7 @@ def grant_of(row: Row[Any]) -> GrantState:
         starts_at_ms=row.starts_at_ms,
         expires_at_ms=row.expires_at_ms,
         used=row.used,
+        unit_price=row.unit_price or "",
     )
 
 
@@ -192,6 +193,7 @@ async def insert_grants(
                 "starts_at_ms": grant.starts_at_ms,
                 "expires_at_ms": grant.expires_at_ms,
                 "key": grant.key,
+                "unit_price": grant.unit_price or None,
                 "reason": reason,
                 "created_at_ms": now_ms,
             }

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Row, or_, select, update
+from sqlalchemy import Row, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import Account, Subscription
-from gateway.domain.grants import NewGrant
+from gateway.domain.grants import BESIDE_ALLOWANCE, NewGrant, allowance, rollover_grants
 from gateway.domain.ledger import Entry, Kind
+from gateway.domain.money import due_for
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.turns import Changed, Decision, Ended, Fallback, NextPeriod, PastDue, Stay, Turned
 from gateway.errors import BadRequest
 from gateway.store.accounts import account_of, current, insert_subscription, subscription_of, subscription_values
-from gateway.store.common import changed, lock_account, record
+from gateway.store.common import changed, lock_account, new_id, record
 from gateway.store.grants import end_grants, grant_of, insert_grants, open_grants, post, withdraw
-from gateway.store.schema import grants, subscriptions
+from gateway.store.schema import grants, payments, subscriptions
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What Redis knows of each grant, by number: (posted, held)."""
+
+    grants: Mapping[int, tuple[int, int]]
+
+    def posted(self, number: int) -> int:
+        return self.grants.get(number, (0, 0))[0]
+
+    def held(self, number: int) -> int:
+        return self.grants.get(number, (0, 0))[1]
 
 
 async def start(
-    connection: AsyncConnection, row: Row[Any], plan: Plan, subscription: Subscription, new: Sequence[NewGrant],
+    connection: AsyncConnection,
+    row: Row[Any],
+    plan: Plan,
+    subscription: Subscription,
+    new: Sequence[NewGrant],
+    currency: str,
     now_ms: int,
-) -> None:  # fmt: skip
+) -> None:
     """A subscription takes the place of the current one, ``row``: what that one granted ends, the new grants come."""
     account = await lock_account(connection, row.id)
     await close_plan(connection, row.id, row.subscription_id, now_ms)
@@ -32,16 +54,28 @@ async def start(
     await insert_subscription(connection, row.id, subscription, now_ms)
     await insert_grants(connection, account, new, now_ms=now_ms, reason=f"plan {plan.name}")
     await close_debts(connection, row.id, carry=plan.debt == "carry", now_ms=now_ms)
+    await bill_overage(connection, row.id, currency, now_ms)
 
 
 async def apply(
-    connection: AsyncConnection, row: Row[Any], decision: Decision, catalog: Catalog, now_ms: int
+    connection: AsyncConnection,
+    row: Row[Any],
+    decision: Decision,
+    catalog: Catalog,
+    now_ms: int,
+    taken: Taken | None = None,
 ) -> Turned:
-    """Write what was decided about the current subscription, ``row``."""
+    """Write what was decided about the current subscription, ``row``.
+
+    A rest that rolls over can only be told by who knows what calls have taken of it, ``taken``: without that the
+    period is left for somebody else to turn.
+    """
     new: tuple[NewGrant, ...] = ()
+    old_plan = catalog.plans.get(row.plan)
+    rolls = old_plan is not None and old_plan.rollover and isinstance(decision, NextPeriod)
+    if isinstance(decision, Stay) or (rolls and taken is None):
+        return Turned("stay", row.plan, row.plan)
     match decision:
-        case Stay():
-            return Turned("stay", row.plan, row.plan)
         case NextPeriod(moved, new):
             turned = Turned("next_period", row.plan, moved.plan)
         case Fallback(moved, new):
@@ -52,15 +86,72 @@ async def apply(
             turned = Turned("past_due", row.plan, moved.plan)
         case Ended(moved):
             turned = Turned("ended", row.plan, None)
+    if old_plan is not None and rolls and taken is not None:
+        new += await _rolled_over(connection, row, old_plan, moved, taken)
     goes_on = turned.outcome in ("next_period", "past_due")
     if not goes_on:
         await take_back_ahead(connection, row.id, row, now_ms)
     await move(connection, row, moved, keeps_ahead=goes_on)
     account = await lock_account(connection, row.id)
     await insert_grants(connection, account, new, now_ms=now_ms, reason=turned.outcome)
-    old_plan = catalog.plans.get(row.plan)
     await close_debts(connection, row.id, carry=old_plan is not None and old_plan.debt == "carry", now_ms=now_ms)
+    await bill_overage(connection, row.id, catalog.currency, now_ms)
     return turned
+
+
+async def _rolled_over(
+    connection: AsyncConnection, row: Row[Any], plan: Plan, moved: Subscription, taken: Taken
+) -> tuple[NewGrant, ...]:
+    """The rest of the period before the one that ``moved`` is in. Of a period that nobody used it is everything."""
+    bounds = {"starts_at_ms": moved.period_starts_at_ms, "ends_at_ms": moved.period_ends_at_ms}
+    if moved.period_starts_at_ms > row.period_ends_at_ms:
+        return rollover_grants(plan, moved.terms, moved.id, allowance(plan, moved.terms), **bounds)
+    found = await connection.execute(
+        select(grants).where(
+            grants.c.account_id == row.id,
+            grants.c.expires_at_ms == row.period_ends_at_ms,
+            grants.c.starts_at_ms >= row.period_starts_at_ms,
+            grants.c.source.not_in(BESIDE_ALLOWANCE),
+            grants.c.key.startswith(f"{row.subscription_id}:", autoescape=True),
+        )
+    )
+    unused: Counter[str] = Counter()
+    for grant in found:
+        unused[grant.wallet] += grant.amount - max(grant.used, taken.posted(grant.number)) - taken.held(grant.number)
+    return rollover_grants(plan, moved.terms, moved.id, unused, **bounds)
+
+
+async def bill_overage(connection: AsyncConnection, account_id: str, currency: str, now_ms: int) -> None:
+    """What was used of ended overage is due, once; what a call adds after that is due with the next turn."""
+    found = await connection.execute(
+        select(grants).where(
+            grants.c.account_id == account_id,
+            grants.c.source == "overage",
+            grants.c.expires_at_ms > 0,
+            grants.c.expires_at_ms <= now_ms,
+            grants.c.used > grants.c.billed,
+        )
+    )
+    for row in found.all():
+        price = Fraction(row.unit_price or 0)
+        due = due_for(price, row.used) - due_for(price, row.billed)
+        if due:
+            await connection.execute(insert(payments).values(_due(row, due, currency, now_ms)))
+        await connection.execute(
+            update(grants)
+            .where(grants.c.account_id == account_id, grants.c.number == row.number)
+            .values(billed=row.used)
+        )
+
+
+def _due(row: Row[Any], amount: int, currency: str, now_ms: int) -> dict[str, Any]:
+    payment_id = new_id()
+    return {
+        "id": payment_id, "account_id": row.account_id, "provider": "tollgate", "provider_ref": payment_id,
+        "kind": "overage", "what": row.wallet, "amount": amount, "currency": currency, "state": "due",
+        "starts_at_ms": row.starts_at_ms, "ends_at_ms": row.expires_at_ms, "reason": f"overage of {row.wallet}",
+        "created_at_ms": now_ms, "changed_at_ms": now_ms,
+    }  # fmt: skip
 
 
 def difference(before: Subscription, after: Subscription) -> dict[str, Any]:

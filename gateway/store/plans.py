@@ -17,7 +17,7 @@ from sqlalchemy import Row, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import GrantState, Subscription
-from gateway.domain.grants import PRIORITY, NewGrant, adjustment, adjustment_key, allowance
+from gateway.domain.grants import BESIDE_ALLOWANCE, PRIORITY, NewGrant, adjustment, adjustment_key, allowance
 from gateway.domain.plans import Catalog, Plan
 from gateway.store.accounts import current, subscription_of
 from gateway.store.common import changed, inserting, lock_account, record
@@ -143,6 +143,7 @@ async def _of_period(
             grants.c.account_id == account_id,
             grants.c.wallet == wallet,
             grants.c.starts_at_ms >= subscription.period_starts_at_ms,
+            grants.c.source.not_in(BESIDE_ALLOWANCE),
             or_(
                 grants.c.key.startswith(f"{subscription.id}:", autoescape=True),
                 grants.c.key.startswith(f"once:{subscription.plan}:", autoescape=True),

@@ -17,7 +17,8 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
-from gateway.domain.plans import Catalog
+from gateway.domain.plans import Catalog, Plan
+from gateway.domain.proration import price_of
 from gateway.domain.turns import (
     Changed,
     Ended,
@@ -27,6 +28,7 @@ from gateway.domain.turns import (
     decide,
     pay,
 )
+from gateway.errors import BadRequest
 from gateway.store.accounts import account_of, current, subscription_of
 from gateway.store.common import lock_account, new_id
 from gateway.store.database import Database
@@ -41,8 +43,9 @@ class Payment:
     key: str
     plan: str | None = None
     periods: int = 1
+    prepaid: bool = False  # the plan's prepay: its number of periods, at its price
     until_ms: int | None = None  # where it says that they end; None: as our own calendar has it
-    price: str | None = None  # what was paid, a plain decimal; None: what the plan costs
+    price: int | None = None  # what was paid, in the currency's smallest unit; None: what the plan costs
     terms: Mapping[str, object] | None = None  # for a plan that starts now
 
 
@@ -69,14 +72,18 @@ class Renewals:
             if isinstance(over, Ended | Fallback | Changed):
                 await apply(connection, row, over, catalog, now_ms)
                 row = await current(connection, account_id)
-            subscription = subscription_of(row)
+            subscription, payment = subscription_of(row), _whole(known_plan(catalog, target), payment)
             if subscription.status.usable and row.plan == target:
                 paid = await self._go_on(connection, row, payment, now_ms)
                 from_ms = covered_until_ms(subscription)
             else:
                 paid = await self._begin(connection, row, target, payment, now_ms)
                 from_ms = paid.period_starts_at_ms
-            await _note(connection, account_id, payment, paid, from_ms, now_ms)
+            price = payment.price
+            if price is None:
+                plan = catalog.plans[target]
+                price = price_of(plan, paid.terms, catalog.currency, periods=payment.periods, prepaid=payment.prepaid)
+            await _note(connection, account_id, replace(payment, price=price), paid, from_ms, now_ms)
             detail = {"from": first.plan, "to": target, "key": payment.key, "periods": payment.periods}
             return await finish(connection, first, "renew", actor, now_ms, detail)
 
@@ -125,8 +132,17 @@ class Renewals:
             terms=terms,
             periods=payment.periods,
         )
-        await start(connection, row, plan, paid, new, now_ms)
+        await start(connection, row, plan, paid, new, catalog.currency, now_ms)
         return paid
+
+
+def _whole(plan: Plan, payment: Payment) -> Payment:
+    """Raises BadRequest for a prepay that the plan does not offer."""
+    if not payment.prepaid:
+        return payment
+    if plan.prepay is None:
+        raise BadRequest("no_prepay", f"Plan {plan.name} cannot be paid several periods ahead.", param="prepaid")
+    return replace(payment, periods=plan.prepay.periods)
 
 
 async def _known(connection: AsyncConnection, account_id: str, key: str) -> bool:
@@ -146,7 +162,7 @@ async def _note(
             periods=payment.periods,
             from_ms=from_ms,
             until_ms=covered_until_ms(paid),
-            price=payment.price or "custom",
+            price=payment.price or 0,
             created_at_ms=now_ms,
         )
     )

@@ -145,6 +145,9 @@ subscriptions = Table(
     Index("uq_subscriptions_current", "account_id", unique=True,
           sqlite_where=text("ended_at_ms = 0"), postgresql_where=text("ended_at_ms = 0")),
     Index(None, "account_id", "id"),
+    Index("ix_subscriptions_begun_ahead", "period_ends_at_ms",
+          sqlite_where=text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms"),
+          postgresql_where=text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms")),
     Index("ix_subscriptions_granted_until", "granted_until_ms",
           sqlite_where=text("ended_at_ms = 0"), postgresql_where=text("ended_at_ms = 0")),
 )  # fmt: skip
@@ -159,6 +162,8 @@ grants = Table(
     _int("amount"),
     _int("used", default=0),
     _int("written_off", default=0),  # debt forgiven or carried
+    _int("billed", default=0),  # of overage: how much of what was used is in a payment that is due
+    _text("unit_price", nullable=True),  # of overage: a step's price in the currency's smallest unit, as a fraction
     _text("source"),
     _int("priority"),
     _int("starts_at_ms"),
@@ -183,7 +188,7 @@ renewals = Table(
     _int("periods"),
     _int("from_ms"),
     _int("until_ms"),
-    _text("price"),  # a plain decimal in the config's currency; "custom" when nobody said it
+    _int("price"),  # in the currency's smallest unit
     _int("created_at_ms"),
     _int("refunded_at_ms", default=0),
     PrimaryKeyConstraint("account_id", "key"),

@@ -22,6 +22,7 @@ from gateway.store.accounts import ACCOUNTS, subscription_of
 from gateway.store.common import wall_clock_ms
 from gateway.store.database import Database
 from gateway.store.grants import grant_of
+from gateway.store.moves import Taken
 from gateway.store.schema import accounts, budget_uses, budgets, grants, pushes
 from gateway.store.subscriptions import Subscriptions
 
@@ -72,9 +73,13 @@ class State:
             for row in rows
         )
 
-    async def turn(self, account_id: str, *, now_ms: int) -> Turned:
+    async def turn(self, account_id: str, *, now_ms: int, taken: Taken | None = None) -> Turned:
         """As ``Subscriptions.turn``."""
-        return await self._subscriptions.turn(account_id, now_ms=now_ms)
+        return await self._subscriptions.turn(account_id, now_ms=now_ms, taken=taken)
+
+    def rolling(self) -> tuple[str, ...]:
+        """As ``Subscriptions.rolling``."""
+        return self._subscriptions.rolling()
 
     async def pushes(self, *, limit: int = 100) -> tuple[tuple[int, str], ...]:
         """(push, account) of what waits, the oldest first. Raises StoreUnavailable."""

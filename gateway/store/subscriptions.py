@@ -27,10 +27,11 @@ from gateway.store.accounts import account_of, current, subscription_of
 from gateway.store.common import changed, lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import insert_grants
-from gateway.store.moves import apply, close_plan, finish, known_plan, move, start, take_back_ahead
+from gateway.store.moves import Taken, apply, close_plan, finish, known_plan, move, start, take_back_ahead
 from gateway.store.schema import accounts, grants, subscriptions
 
 AHEAD_MS: Final = 24 * 3600 * 1000
+AHEAD_PERIOD_MIN_MS: Final = 3600 * 1000  # a shorter period would be over before its beginning is noticed
 
 
 class Subscriptions:
@@ -75,11 +76,11 @@ class Subscriptions:
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)
-            await start(connection, row, chosen, subscription, new, now_ms)
+            await start(connection, row, chosen, subscription, new, catalog.currency, now_ms)
             return await finish(connection, row, "subscribe", actor, now_ms, {"from": row.plan, "to": plan})
 
-    async def turn(self, account_id: str, *, now_ms: int) -> Turned:
-        """Do what is due at ``now_ms``.
+    async def turn(self, account_id: str, *, now_ms: int, taken: Taken | None = None) -> Turned:
+        """Do what is due at ``now_ms``. ``taken`` is what Redis knows of the grants: see ``rolling``.
 
         Any number of callers at once: the first one writes, the others find it done. Raises AccountNotFound,
         StoreUnavailable.
@@ -88,10 +89,16 @@ class Subscriptions:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)
             catalog = self._catalog()
-            turned = await apply(connection, row, decide(catalog, subscription_of(row), now_ms), catalog, now_ms)
+            decision = decide(catalog, subscription_of(row), now_ms)
+            turned = await apply(connection, row, decision, catalog, now_ms, taken)
             if turned.outcome != "stay":
                 await finish(connection, row, turned.outcome, "clock", now_ms, {"from": row.plan, "to": turned.to})
             return turned
+
+    def rolling(self) -> tuple[str, ...]:
+        """The wallets of which some plan carries the rest over: a turn asks Redis what calls have taken of them."""
+        plans = self._catalog().plans.values()
+        return tuple(sorted({wallet for plan in plans for wallet in plan.rollover}))
 
     async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None:
         """Insert the next period's grants if it starts within a day and renews by itself; None when it did not.
@@ -143,6 +150,7 @@ class Subscriptions:
                     subscriptions.c.paid_until_ms > subscriptions.c.period_ends_at_ms,
                 ),
                 accounts.c.charged_at_ms >= subscriptions.c.period_starts_at_ms,
+                subscriptions.c.period_ends_at_ms - subscriptions.c.period_starts_at_ms >= AHEAD_PERIOD_MIN_MS,
             )
             .order_by(subscriptions.c.granted_until_ms)
             .limit(limit)
@@ -160,7 +168,7 @@ class Subscriptions:
                 subscriptions.c.granted_until_ms > subscriptions.c.period_ends_at_ms,
                 subscriptions.c.period_ends_at_ms <= now_ms,
             )
-            .order_by(subscriptions.c.granted_until_ms)
+            .order_by(subscriptions.c.period_ends_at_ms)
             .limit(limit)
         )
         async with self._database.read() as connection:

@@ -50,7 +50,7 @@ def test_a_wallet_burns_by_priority_then_earliest_end_then_age() -> None:
 
 def test_what_is_lost_soonest_burns_first_and_what_was_paid_apart_last() -> None:
     order = sorted(PRIORITY, key=lambda source: PRIORITY[source])
-    assert order == ["trial", "rollover", "plan", "adjustment", "gift", "bonus", "package"]
+    assert order == ["trial", "rollover", "plan", "adjustment", "gift", "bonus", "package", "overage"]
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,8 @@ def _grants() -> None:
         sa.Column("amount", sa.BigInteger(), nullable=False),
         sa.Column("used", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("written_off", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("billed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("unit_price", sa.Text(), nullable=True),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("priority", sa.BigInteger(), nullable=False),
         sa.Column("starts_at_ms", sa.BigInteger(), nullable=False),
@@ -302,6 +304,14 @@ def _subscriptions() -> None:
     )
     op.create_index(op.f("ix_subscriptions_account_id_id"), "subscriptions", ["account_id", "id"], unique=False)
     op.create_index(
+        "ix_subscriptions_begun_ahead",
+        "subscriptions",
+        ["period_ends_at_ms"],
+        unique=False,
+        sqlite_where=sa.text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms"),
+        postgresql_where=sa.text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms"),
+    )
+    op.create_index(
         "ix_subscriptions_granted_until",
         "subscriptions",
         ["granted_until_ms"],
@@ -331,7 +341,7 @@ def _renewals() -> None:
         sa.Column("periods", sa.BigInteger(), nullable=False),
         sa.Column("from_ms", sa.BigInteger(), nullable=False),
         sa.Column("until_ms", sa.BigInteger(), nullable=False),
-        sa.Column("price", sa.Text(), nullable=False),
+        sa.Column("price", sa.BigInteger(), nullable=False),
         sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("refunded_at_ms", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name=op.f("fk_renewals_account_id")),
