@@ -82,8 +82,8 @@ class SubscriptionService:
         ``prepaid``: for as many periods as the plan's prepay says.
 
         ``key`` names the payment: the same one again changes nothing. ``until_ms``: where the payment says that its
-        periods end; ``paid``: what was paid, in the currency's smallest unit (None: the plan's price). Raises AccountNotFound, BadRequest (plan, terms, nothing to renew),
-        RequestError (periods), StoreUnavailable.
+        periods end; ``paid``: what was paid, in the currency's smallest unit (None: the plan's price). Raises
+        AccountNotFound, BadRequest (plan, terms, nothing to renew), RequestError (periods), StoreUnavailable.
         """
         desk = self._desk
         if not 1 <= periods <= PERIODS_MAX:

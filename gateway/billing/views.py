@@ -15,8 +15,8 @@ from gateway.billing.accounts import Holding
 from gateway.billing.reports import Balance, WalletBalance
 from gateway.domain.accounts import Account, Budget, GrantState, Subscription
 from gateway.domain.ledger import Book
-from gateway.domain.periods import rfc3339
 from gateway.domain.money import decimals_of, money
+from gateway.domain.periods import rfc3339
 from gateway.domain.plans import CUSTOM, UNLIMITED, Catalog, Limits, Overage, Plan, Prepay, Rollover
 from gateway.domain.proration import price_of
 from gateway.domain.turns import Stay, decide

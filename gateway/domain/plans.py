@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from fractions import Fraction
-from fractions import Fraction
 from typing import Final, Literal
 
 from gateway.domain.periods import Period

@@ -35,9 +35,9 @@ def and_also(text: str) -> str:
     [
         # around the allowance
         (pro("overage: {credits: {cap: 1}}"), "17: plans.pro.overage.credits: expected meters: one of tokens"),
-        (pro("overage: {tokens: {cap: 0.0001}}"), "17: plans.pro.overage.tokens.cap: expected an amount of tokens with"),
+        (pro("overage: {tokens: {cap: 0.0001}}"), "17: plans.pro.overage.tokens.cap: expected an amount of tokens wit"),
         (pro("overage: {tokens: {price: 1}}"), "17: plans.pro.overage.tokens.cap: expected a value, found nothing"),
-        (pro("rollover: {credits: {max: 1}}"), "17: plans.pro.rollover.credits: expected a wallet of the allowance: one"),
+        (pro("rollover: {credits: {max: 1}}"), "17: plans.pro.rollover.credits: expected a wallet of the allowance: o"),
         (pro("rollover: {tokens: {max: 120%}}"), "17: plans.pro.rollover.tokens.max: expected a share such as 0.9"),
         (
             edited(PRO, PRO[:-1].replace("30d", "once") + ", rollover: {tokens: {}}}"),
