@@ -10,6 +10,7 @@ from gateway.billing.budgets import BudgetService
 from gateway.billing.desk import Desk
 from gateway.billing.grants import GrantService
 from gateway.billing.keys import KeyService
+from gateway.billing.packages import PackageService
 from gateway.billing.reports import ReportService
 from gateway.billing.subscriptions import SubscriptionService
 
@@ -24,6 +25,7 @@ class Office:
     keys: KeyService
     subscriptions: SubscriptionService
     grants: GrantService
+    packages: PackageService
     budgets: BudgetService
     reports: ReportService
     audit: AuditService
@@ -37,6 +39,7 @@ def office_at(desk: Desk) -> Office:
         keys=KeyService(desk),
         subscriptions=SubscriptionService(desk),
         grants=GrantService(desk),
+        packages=PackageService(desk),
         budgets=BudgetService(desk),
         reports=ReportService(desk),
         audit=AuditService(desk),

@@ -14,7 +14,7 @@ RUNNING, WHO, MONEY, LOOKING = "Running", "Accounts", "Plans and money", "Lookin
 PANELS: Final = {
     RUNNING: "serve check-config migrate doctor upstream audit rebuild",
     WHO: "accounts teams users keys budgets",
-    MONEY: "plans subscribe subscription grant adjust",
+    MONEY: "plans packages subscribe subscription grant adjust payments",
     LOOKING: "balance usage transactions explain log",
 }
 ORDER: Final = " ".join(PANELS.values()).split()
@@ -50,6 +50,8 @@ users = group("Users inside an account.")
 keys = group("API keys. A key is shown once, when it is made.")
 plans = group("What the config sells.")
 subscription = group("An account's running subscription.")
+packages = group("What can be bought once.")
+payments = group("What was paid.")
 budgets = group("Ceilings of a team, a user or a key.")
 
 for name, each in (
@@ -60,6 +62,8 @@ for name, each in (
     ("plans", plans),
     ("subscription", subscription),
     ("budgets", budgets),
+    ("packages", packages),
+    ("payments", payments),
 ):
     app.add_typer(each, name=name, rich_help_panel=panel_of(name))
 

@@ -250,8 +250,10 @@ payments = Table(
     Column("livemode", SmallInteger, nullable=False, server_default=text("0")),
     _text("intent", nullable=True),  # the provider's payment intent, by which refunds name a payment
     _text("agreement", nullable=True),  # the provider's subscription that it pays for
+    _id("subscription_id", nullable=True),  # ours that it was granted to
     _int("starts_at_ms", default=0),  # the time that it pays for; 0 = none
     _int("ends_at_ms", default=0),
+    _int("periods", default=1),
     _int("paid_at_ms", default=0),
     _text("reason"),
     _int("created_at_ms"),

@@ -20,6 +20,7 @@ from gateway.store.keys import Callers, Keys
 from gateway.store.ledger import Ledger
 from gateway.store.members import Members
 from gateway.store.metering import MeteringHolds
+from gateway.store.payments import Payments
 from gateway.store.plans import Plans
 from gateway.store.renewals import Renewals
 from gateway.store.schema import installation
@@ -45,6 +46,7 @@ class Store:
     subscriptions: Subscriptions
     renewals: Renewals
     grants: Grants
+    payments: Payments
     state: State
     sums: Sums
     writer: Writer
@@ -93,6 +95,7 @@ def open_store(
         subscriptions=subscriptions,
         renewals=Renewals(database, catalog),
         grants=Grants(database),
+        payments=Payments(database, catalog),
         state=State(database, subscriptions, now_ms=now_ms),
         sums=Sums(database),
         writer=Writer(database, now_ms=now_ms),

@@ -123,9 +123,7 @@ async def opened(
 ) -> AsyncIterator[Store]:
     """A store on a database that exists, closed at the end."""
     current = catalog if callable(catalog) else lambda: catalog
-    store = open_store(
-        url, folder=folder, catalog=current, now_ms=clock or Clock(), timeout_s=timeout_s
-    )
+    store = open_store(url, folder=folder, catalog=current, now_ms=clock or Clock(), timeout_s=timeout_s)
     try:
         yield store
     finally:
