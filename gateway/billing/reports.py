@@ -59,6 +59,7 @@ class Balance:
     account: Account
     wallets: tuple[WalletBalance, ...]
     holds_open: int
+    all_grants: tuple[GrantState, ...] = ()  # ended ones too, as SQL has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,8 @@ class ReportService:
         wallets = tuple(desk.catalog().meters)
         view = await desk.states.view(account.id, wallets)
         account = await desk.account(account.id)
-        known = {grant.number: grant for grant in await desk.store.grants.list(account.id)}
+        all_grants = await desk.store.grants.list(account.id)
+        known = {grant.number: grant for grant in all_grants}
         balances = []
         for wallet, grants in view.wallets:
             held = [
@@ -96,7 +98,7 @@ class ReportService:
             ]
             if held or wallet.wallet in wallets:
                 balances.append(WalletBalance(wallet.wallet, tuple(held)))
-        return Balance(account, tuple(balances), view.holds_open)
+        return Balance(account, tuple(balances), view.holds_open, all_grants)
 
     async def usage(
         self,

@@ -97,6 +97,7 @@ class GrantState:
     expires_at_ms: int  # 0 = never
     used: int
     unit_price: str = ""  # of overage: what a step costs, as a fraction of the currency's smallest unit
+    charged_at_ms: int = 0  # end of the last call that it was charged for; 0 = none yet
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from gateway.domain.units import UnitError, format_duration, parse_duration_s
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
 _DAY_S: Final = 86_400
+DAY_MS: Final = 86_400_000
 _NOMINAL_DAYS: Final = {"month": 30, "year": 365, "once": 0}
 
 
@@ -86,6 +87,11 @@ def end_of(period: Period, anchor_ms: int, at_ms: int, count: int, zone: str = "
 def billing_month(at_ms: int) -> str:
     """The UTC calendar month of an instant: ``2026-11``."""
     return _moment(at_ms).strftime("%Y-%m")
+
+
+def day_of(at_ms: int) -> str:
+    """The UTC day of an instant: ``2026-11-20``."""
+    return _moment(at_ms).strftime("%Y-%m-%d")
 
 
 @lru_cache(maxsize=4096)

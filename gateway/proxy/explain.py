@@ -19,7 +19,7 @@ import orjson
 from gateway.config.model import Config
 from gateway.domain.accounts import Caller
 from gateway.domain.periods import rfc3339
-from gateway.domain.plans import ByCard, Feature, PerThousandTokens, PerUse
+from gateway.domain.plans import ByCard, Feature, Fixed, PerThousandTokens, PerUse
 from gateway.domain.units import AMOUNT_MAX, UNLIMITED_AMOUNT, Meter
 from gateway.edge import status_of
 from gateway.errors import RequestError
@@ -178,6 +178,8 @@ def _feature(feature: Feature, meter: Meter) -> View:
             price = {"per_1k_tokens": meter.format(rate), "minimum": meter.format(minimum)}
         case ByCard():
             price = {"rates": True}
+        case Fixed(amount):
+            price = {"per_use": meter.format(amount)}
     return {"name": feature.name, "wallet": feature.wallet, "price": price}
 
 

@@ -47,6 +47,7 @@ class Grant:
     starts_at_ms: int
     expires_at_ms: int
     added: int = 0
+    charged_at_ms: int = 0  # end of the last call that the batch charged to it
 
     @property
     def left(self) -> int:
@@ -159,6 +160,7 @@ class Batch:
         for line in lines:
             grant = account.grants[line.grant]
             grant.added += line.amount
+            grant.charged_at_ms = max(grant.charged_at_ms, values["at_ms"])
             account.posted.append((grant.wallet, line.grant, line.amount))
             other = "" if grant.wallet == values["wallet"] else f",{_dumps(grant.wallet)}"
             texts.append(f"[{line.grant},{line.amount},{grant.left}{other}]")

@@ -152,6 +152,7 @@ def grant_of(row: Row[Any]) -> GrantState:
         expires_at_ms=row.expires_at_ms,
         used=row.used,
         unit_price=row.unit_price or "",
+        charged_at_ms=row.charged_at_ms,
     )
 
 

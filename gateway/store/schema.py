@@ -164,6 +164,7 @@ grants = Table(
     _int("written_off", default=0),  # debt forgiven or carried
     _int("billed", default=0),  # of overage: how much of what was used is in a payment that is due
     _text("unit_price", nullable=True),  # of overage: a step's price in the currency's smallest unit, as a fraction
+    _int("charged_at_ms", default=0),  # end of the last call that it was charged for
     _text("source"),
     _int("priority"),
     _int("starts_at_ms"),

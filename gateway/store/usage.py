@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Row, Select, case, cast, func, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, Row, Select, case, cast, func, literal_column, select, tuple_
 
+from gateway.domain.periods import DAY_MS, day_of
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.common import Page, page_of, page_size, storable
@@ -22,7 +23,9 @@ from gateway.store.database import Database
 from gateway.store.schema import usage
 
 _KINDS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning")
+_DAY: Final = "day"  # of the call's end, in UTC
 _GROUPS: Final = (
+    _DAY,
     "month",
     "wallet",
     "feature",
@@ -112,6 +115,7 @@ class Total:
     overrun: int
     waived: int
     usage: Usage
+    first_at_ms: int
     last_at_ms: int
 
 
@@ -151,7 +155,7 @@ class UsageLog:
         for name in by:
             if name not in _GROUPS:
                 raise BadRequest("invalid_group", f"Usage can be summed by {', '.join(_GROUPS)}.", param="by")
-        groups = [usage.c[name] for name in by]
+        groups = [_group(name) for name in by]
         sums = [_sum(usage.c[name]).label(name) for name in ("charged", "overrun", "waived", *_KINDS)]
         calls = _sum(case((usage.c.state == "reversed", -1), else_=1)).label("calls")
         columns = (
@@ -159,6 +163,7 @@ class UsageLog:
             usage.c.wallet.label("of_wallet"),
             calls,
             *sums,
+            func.min(usage.c.at_ms).label("first_at_ms"),
             func.max(usage.c.at_ms).label("last_at_ms"),
         )
         query = _filtered(select(*columns), account_id, which or Filter())
@@ -169,17 +174,27 @@ class UsageLog:
             rows = (await connection.execute(query)).all()
         return tuple(
             Total(
-                group=tuple(row[: len(groups)]),
+                group=tuple(_told(name, value) for name, value in zip(by, row, strict=False)),
                 wallet=row.of_wallet,
                 calls=row.calls,
                 charged=row.charged,
                 overrun=row.overrun,
                 waived=row.waived,
                 usage=Usage(**{kind: getattr(row, kind) for kind in _KINDS}),
+                first_at_ms=row.first_at_ms,
                 last_at_ms=row.last_at_ms,
             )
             for row in rows
         )
+
+
+def _group(name: str) -> ColumnElement[Any]:
+    return usage.c.at_ms // literal_column(str(DAY_MS)) if name == _DAY else usage.c[name]
+
+
+def _told(name: str, value: Any) -> str | None:
+    """A group's value as people read it."""
+    return value if name != _DAY else day_of(value * DAY_MS)
 
 
 def _sum(column: ColumnElement[int]) -> ColumnElement[int]:

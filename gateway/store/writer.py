@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import bindparam, func, insert, or_, select, update
+from sqlalchemy import BigInteger, bindparam, case, func, insert, or_, select, update
 
 from gateway.domain.charges import ChargeRow, Committed
 from gateway.domain.ledger import charge_entries
@@ -95,7 +95,8 @@ class Writer:
             seqs.append({"account": account.id, "last_seq": account.seq, "now_ms": now_ms})
             for number, grant in account.grants.items():
                 if grant.added:
-                    used.append({"account": account.id, "grant": number, "added": grant.added})
+                    moved_by = {"added": grant.added, "last_ms": grant.charged_at_ms}
+                    used.append({"account": account.id, "grant": number, **moved_by})
             for (number, starts_at_ms), added in account.budget_uses.items():
                 uses.append({"account_id": account.id, "number": number, "starts_at_ms": starts_at_ms, "used": added})
             posted = charge_entries(account.posted, seq_first=account.seq_before + 1, seq_last=account.seq)
@@ -155,6 +156,8 @@ class _Statements:
             set_={"used": budget_uses.c.used + use.excluded.used},
         )
         moving = update(accounts).where(accounts.c.id == bindparam("account"))
+        at_ms = bindparam("last_ms", type_=BigInteger)
+        latest = case((g.charged_at_ms < at_ms, at_ms), else_=g.charged_at_ms)
         using = update(grants).where(g.account_id == bindparam("account"), g.number == bindparam("grant"))
         return cls(
             lock=prepare(dialect, locked.with_for_update(key_share=True)),
@@ -165,7 +168,7 @@ class _Statements:
             reject=prepare(dialect, rejecting, *(column.name for column in usage_rejects.c if column.name != "id")),
             usage=prepare(dialect, insert(usage)),
             seq=prepare(dialect, moving.values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))),
-            used=prepare(dialect, using.values(used=g.used + bindparam("added"))),
+            used=prepare(dialect, using.values(used=g.used + bindparam("added"), charged_at_ms=latest)),
             use=prepare(dialect, adding, "account_id", "number", "starts_at_ms", "used"),
             entry=prepare(
                 dialect, insert(ledger).inline(), *(column.name for column in ledger.c if column.name != "id")

@@ -92,13 +92,15 @@ async def test_totals_per_group(store: Store) -> None:
     account = await _filled(store)
     [total] = await store.usage.totals(account.id)
     assert (total.wallet, total.calls, total.charged, total.usage.input) == ("tokens", 10, 145, 145)
-    assert total.last_at_ms == DECEMBER_MS
+    assert (total.first_at_ms, total.last_at_ms) == (NOW_MS + 1, DECEMBER_MS)
     by_month = await store.usage.totals(account.id, by=("month", "job"))
     assert [(each.group, each.calls, each.charged) for each in by_month] == [
         (("2025-11", "j0"), 4, 20),
         (("2025-11", "j1"), 5, 25),
         (("2025-12", "j0"), 1, 100),
     ]
+    by_day = await store.usage.totals(account.id, by=("day", "feature"))
+    assert [(each.group, each.charged) for each in by_day] == [(("2025-11-20", "f"), 45), (("2025-12-05", "g"), 100)]
     with pytest.raises(BadRequest):
         await store.usage.totals(account.id, by=("metadata",))
 

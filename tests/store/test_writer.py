@@ -177,6 +177,17 @@ async def test_an_overrun_takes_its_grant_below_nothing(store: Store) -> None:
     assert await _audit(store) == []
 
 
+async def test_a_grant_knows_when_it_was_last_charged(store: Store) -> None:
+    """The end of the last call, in whatever order the calls arrive."""
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    (grant,) = await store.grants.list(account.id)
+    assert grant.charged_at_ms == 0
+    for at_ms in (NOW_MS + 7, NOW_MS + 3):
+        await store.writer.commit([charge(account, (1, 5), at_ms=at_ms)])
+    (grant,) = await store.grants.list(account.id)
+    assert grant.charged_at_ms == NOW_MS + 7
+
+
 async def test_a_late_settle_is_booked_on_the_old_grant(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
     late_ms = NOW_MS + 31 * DAY_MS

@@ -262,6 +262,7 @@ def _grants() -> None:
         sa.Column("written_off", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("billed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("unit_price", sa.Text(), nullable=True),
+        sa.Column("charged_at_ms", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("priority", sa.BigInteger(), nullable=False),
         sa.Column("starts_at_ms", sa.BigInteger(), nullable=False),
