@@ -31,6 +31,7 @@ __all__ = ["Counter", "Family", "count_text", "encoding", "family", "preload"]
 _FOLDER = Path(__file__).with_name("vocabularies")
 _SLICE_CHARACTERS = 16_384  # a slice is at most ~10 ms of encoding, whatever it holds
 _THREAD_CHARACTERS = 50_000  # more than this, uncached, would hold an event loop up for milliseconds
+BYTES_PER_TOKEN = 4  # of English, about: an estimate, never a bound
 _ENTRY_BYTES = 160  # of one remembered count: two integers and its place in a dict, measured generously
 _CACHE_BYTES_MAX = 16 * 1024 * 1024
 
@@ -146,11 +147,21 @@ class Counter:
             tokens = min(tokens, sum(len(text.encode("utf-8", "replace")) for text in texts))
         return tokens + prompt.framing_tokens + prompt.media_tokens
 
+    def is_large(self, prompt: Prompt) -> bool:
+        """True when there is so much text that encoding it would need a thread."""
+        return sum(map(len, prompt.texts)) > _THREAD_CHARACTERS
+
+    def bound(self, prompt: Prompt, of: Family) -> tuple[int, int]:
+        """(Input tokens that this prompt cannot exceed, those that it may come to), without encoding it."""
+        most = sum(len(text) if text.isascii() else len(text.encode("utf-8", "replace")) for text in prompt.texts)
+        beside = prompt.framing_tokens + prompt.media_tokens
+        return most + beside, min(most, of.scale(-(-most // BYTES_PER_TOKEN))) + beside
+
     def needs_thread(self, prompt: Prompt, of: Family) -> bool:
         """True when more text than ~50 KB would have to be encoded now."""
-        left = _THREAD_CHARACTERS - sum(map(len, prompt.texts))
-        if left >= 0:
+        if not self.is_large(prompt):
             return False
+        left = _THREAD_CHARACTERS - sum(map(len, prompt.texts))
         for text in prompt.texts:
             if self._known(text, of.encoding) >= 0:
                 left += len(text)

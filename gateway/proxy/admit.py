@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.domain.accounts import Caller
 from gateway.errors import BadRequest
@@ -14,7 +14,7 @@ from gateway.proxy.laps import COUNT, RESERVE, Laps
 from gateway.proxy.parse import Asked
 from gateway.quota.admission import Admission
 from gateway.quota.credentials import account_ref, bind
-from gateway.quota.service import Ask
+from gateway.quota.service import Ask, plan_of
 from gateway.quota.translate import Work
 
 
@@ -25,11 +25,17 @@ class Bound:
     input_tokens: int
     output_tokens: int  # per choice
     family: tokens.Family
+    input_expected: int | None = None  # about, where the input is bounded by its bytes; None: it was counted
+
+    @property
+    def input_counted(self) -> int:
+        """0 while nobody has counted it."""
+        return self.input_tokens if self.input_expected is None else 0
 
 
-async def bound_of(counter: tokens.Counter, asked: Asked) -> Bound:
+async def counted(counter: tokens.Counter, asked: Asked) -> Bound:
     """Count the input (off the loop when it is large and new) and find the output's bound."""
-    family = tokens.family(asked.model.rename or asked.call.model)
+    family = _family(asked)
     if asked.adapter.free:
         return Bound(0, 0, family)
     prompt = asked.call.prompt
@@ -37,10 +43,40 @@ async def bound_of(counter: tokens.Counter, asked: Asked) -> Bound:
         input_tokens = await asyncio.to_thread(counter.count, prompt, family)
     else:
         input_tokens = counter.count(prompt, family)
-    if "context_unseen" in asked.call.extra:
-        # The provider will add a stored conversation that we cannot see: held as large as an answer can be.
-        input_tokens += asked.model.output_max
-    return Bound(input_tokens, output_bound(asked), family)
+    return Bound(input_tokens + _unseen(asked), output_bound(asked), family)
+
+
+async def bound_of(gateway: Gateway, caller: Caller, asked: Asked) -> Bound:
+    """The call's bound. A large input that is next to nothing for its caller even by its bytes is not counted: most
+    answers tell their usage, and then its count would serve nobody. Raises SubscriptionInactive, BadRequest."""
+    if not asked.adapter.free and gateway.counter.is_large(asked.call.prompt):
+        family, output_tokens, unseen = _family(asked), output_bound(asked), _unseen(asked)
+        most, expected = gateway.counter.bound(asked.call.prompt, family)
+        rough = Bound(most + unseen, output_tokens, family, expected + unseen)
+        if await gateway.quota.room.is_ample(caller, plan_of(caller, asked.config.catalog), work_of(asked, rough)):
+            return rough
+    return await counted(gateway.counter, asked)
+
+
+def _family(asked: Asked) -> tokens.Family:
+    return tokens.family(asked.model.rename or asked.call.model)
+
+
+def _unseen(asked: Asked) -> int:
+    """The provider will add a stored conversation that we cannot see: held as large as an answer can be."""
+    return asked.model.output_max if "context_unseen" in asked.call.extra else 0
+
+
+def work_of(asked: Asked, bound: Bound) -> Work:
+    """What the call may cost at most."""
+    return Work(
+        asked.feature,
+        asked.model,
+        bound.input_tokens,
+        bound.output_tokens * asked.call.choices,
+        free=asked.adapter.free,
+        input_expected=bound.input_expected,
+    )
 
 
 def output_bound(asked: Asked) -> int:
@@ -64,14 +100,20 @@ async def admit(
     gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str], laps: Laps
 ) -> tuple[Admission, Bound]:
     """Raises a Refusal, BadRequest, PriceMissing, QuotaUnavailable, Overloaded."""
-    bound = await bound_of(gateway.counter, asked)
+    bound = await bound_of(gateway, caller, asked)
     laps.lap(COUNT)
+
+    async def count() -> Work:
+        nonlocal bound
+        bound = await counted(gateway.counter, asked)
+        return work_of(asked, bound)
 
     async def refresh(stale: Caller) -> Caller:
         again = await gateway.callers.again(key, stale=stale, account_ref=account_ref(headers))
         return await bind(gateway.callers, again, headers)
 
-    admission = await gateway.quota.admit(ask_of(asked, bound, caller, refresh))
+    ask = ask_of(asked, bound, caller, refresh)
+    admission = await gateway.quota.admit(ask if bound.input_expected is None else replace(ask, counted=count))
     laps.lap(RESERVE)
     return admission, bound
 
@@ -81,13 +123,7 @@ def ask_of(asked: Asked, bound: Bound, caller: Caller, refresh: Callable[[Caller
     return Ask(
         caller=caller,
         catalog=asked.config.catalog,
-        work=Work(
-            asked.feature,
-            asked.model,
-            bound.input_tokens,
-            bound.output_tokens * asked.call.choices,
-            free=asked.adapter.free,
-        ),
+        work=work_of(asked, bound),
         model=asked.call.model,
         facts=asked.facts,
         choices=asked.call.choices,

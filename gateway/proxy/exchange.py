@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -20,7 +21,7 @@ from gateway.errors import TollgateError, UpstreamInterrupted, UpstreamTimeout, 
 from gateway.metrics import OTHER
 from gateway.providers.adapter import Scanner
 from gateway.proxy import answers, headers, relay
-from gateway.proxy.admit import Bound
+from gateway.proxy.admit import Bound, counted
 from gateway.proxy.forward import Contact, Forwarded, Outgoing, forward
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.laps import SETTLE
@@ -137,7 +138,7 @@ class Exchange:
             self.asked.call,
             status=forwarded.reply.status,
             content_type=forwarded.reply.headers.get("Content-Type", ""),
-            input_tokens=self.bound.input_tokens,
+            input_tokens=self.bound.input_counted,
             family=self.bound.family,
         )
         self.gateway.quota.holds.first_byte(self.admission.hold)
@@ -167,6 +168,7 @@ class Exchange:
         came_s = time.perf_counter()
         if "json" in forwarded.reply.headers.get("Content-Type", "") and relay.is_cut(scanner):
             raise UpstreamInterrupted
+        await self._count_input()
         told = self._headers(forwarded)
         self._made = self._bill()
         told.update(answers.charged_headers(self.admission, self._made.row.charged))
@@ -240,8 +242,17 @@ class Exchange:
         outcome = self.scanner.outcome() if self.scanner is not None else NotServed()
         walked_away = self.visit.left and self._was_cut and self.contact.sent and not self.contact.refused
         if isinstance(outcome, NotServed) and walked_away:
-            return AtLeast(Usage(input=self.bound.input_tokens), Basis.ESTIMATED)
+            return AtLeast(Usage(input=self.bound.input_counted), Basis.ESTIMATED)
         return outcome
+
+    async def _count_input(self) -> None:
+        """An input bounded by its bytes is counted after all when the answer does not tell it."""
+        outcome = self._outcome()
+        if self.bound.input_expected is None or not isinstance(outcome, AtLeast) or outcome.usage.input_total:
+            return
+        self.bound = await counted(self.gateway.counter, self.asked)
+        work = self.admission.work
+        self.admission.work = replace(work, input_tokens=self.bound.input_tokens, input_expected=None)
 
     def _bill(self) -> Bill:
         return make_bill(
@@ -265,6 +276,7 @@ class Exchange:
             self.gateway.drains -= 1
         started_s = time.perf_counter()
         try:
+            await self._count_input()
             await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
         finally:  # whatever went wrong: a hold that nobody ends must not be renewed
             self.gateway.quota.holds.remove(self.admission.hold)

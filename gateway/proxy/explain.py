@@ -25,7 +25,7 @@ from gateway.edge import status_of
 from gateway.errors import RequestError
 from gateway.providers.registry import ADAPTERS
 from gateway.providers.tokens import Counter
-from gateway.proxy.admit import Bound, ask_of, bound_of
+from gateway.proxy.admit import Bound, ask_of, counted
 from gateway.proxy.parse import Asked, asked_of, feature_named, model_of
 from gateway.quota.admission import Admission, Facts
 from gateway.quota.service import Ask, Judgement, Quota
@@ -78,7 +78,7 @@ async def _question(
     if adapter is None:
         raise RequestError(f"route: expected one of {', '.join(ADAPTERS)}.", param="route")
     asked = asked_of(config, adapter, orjson.dumps(document.get("body")), headers)
-    bound = await bound_of(counter, asked)
+    bound = await counted(counter, asked)
     return Question(ask_of(asked, bound, caller, refresh), asked, bound)
 
 

@@ -51,7 +51,7 @@ def _count(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, out
         metrics.hold_ratio.observe((), row.charged / row.held)
     metrics.feature_uses.add((row.feature, plan, row.end), 1)
     if isinstance(outcome, Exact):
-        if bound.input_tokens:
-            metrics.estimate_ratio.observe((model, "input"), usage.input_total / bound.input_tokens)
+        if bound.input_counted:
+            metrics.estimate_ratio.observe((model, "input"), usage.input_total / bound.input_counted)
         if bound.output_tokens:
             metrics.estimate_ratio.observe((model, "output"), usage.output / bound.output_tokens)

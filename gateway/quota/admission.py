@@ -113,7 +113,7 @@ def facts_row(
         feature=work.feature.name,
         wallet=work.feature.wallet,
         card_version=card.version if card is not None else "",
-        usage=Usage(input=work.input_tokens),
+        usage=Usage(input=work.input_estimate),
         basis=Basis.HOLD if plan.on_abandon == "hold" else Basis.ESTIMATED,
         held=0,
         charged=0,
@@ -138,7 +138,7 @@ def bill_of(
 ) -> Bill:
     """Price an outcome. ``now_ms`` is the server's time."""
     hold, work = admission.hold, admission.work
-    found = billed(outcome, Usage(input=work.input_tokens))
+    found = billed(outcome, Usage(input=work.input_estimate))
     _, card = work.priced_in(admission.wallet)
     served = found is not None
     usage, basis = found or (Usage(), Basis.PROVIDER)

@@ -26,6 +26,7 @@ from gateway.quota.admission import Admission, Bill, Facts, facts_row
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
 from gateway.quota.refusals import Situation, objection, refusal
+from gateway.quota.room import Room
 from gateway.quota.scribe import Scribe
 from gateway.quota.slots import Slot, probes, slots_of
 from gateway.quota.translate import Shapes, Work, clamp_output, cost_in, depends_on_output, refused_at
@@ -59,6 +60,7 @@ class Ask:
     refresh: Callable[[Caller], Awaitable[Caller]]
     dry: bool = False  # only what would be decided: nothing is taken
     hold_id: str = ""  # "": a new one
+    counted: Callable[[], Awaitable[Work]] | None = None  # the work with its input counted, where it is bounded roughly
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Quota:
         self._spawn = spawn
         self.clock = clock
         self._shapes = Shapes()
+        self.room = Room(engine)
         self.has_met = False  # the first meeting is over: from now on a change is news
         self._meeting: object | None = None
         self._meet_again = False
@@ -231,6 +234,8 @@ class Quota:
                     )
                 case engine_model.Refused(resets_at_ms=ended_ms, server_ms=server_ms) if 0 < ended_ms <= server_ms:
                     self.clock.saw(server_ms)  # our clock was behind: the budget's period that we asked about is over
+                case engine_model.Refused() if work.input_expected is not None and ask.counted is not None:
+                    work = await ask.counted()
                 case engine_model.Refused() if plan.shadow:
                     shadowed = refusal(situation, reply)
                 case engine_model.Refused():

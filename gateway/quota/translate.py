@@ -31,9 +31,15 @@ class Work:
     uses: int = 1
     free: bool = False  # counted by the rate limits only (count_tokens)
     minimum: int = 0  # what must be available for it to begin, in steps of the wallet
+    input_expected: int | None = None  # tokens, about, where the bound is one of bytes; None: it was counted
 
     def with_output(self, output_tokens: int) -> Work:
         return replace(self, output_tokens=output_tokens)
+
+    @property
+    def input_estimate(self) -> int:
+        """Input tokens to charge when nobody tells more."""
+        return self.input_tokens if self.input_expected is None else self.input_expected
 
     def priced_in(self, meter: str) -> tuple[Feature, RateCard | None]:
         """The feature and card that price this work in ``meter``: its own, or by card for a budget in another meter."""
@@ -58,7 +64,7 @@ def price_of_usage(work: Work, meter: str, usage: Usage) -> int:
 def _abandoned(plan: Plan, work: Work, meter: str, held: int) -> int:
     """The provisional charge of a hold whose worker died after the first byte."""
     feature, card = work.priced_in(meter)
-    return plans.abandoned(plan, feature, card, input_tokens=work.input_tokens, held=held, uses=work.uses)
+    return plans.abandoned(plan, feature, card, input_tokens=work.input_estimate, held=held, uses=work.uses)
 
 
 def scopes_of(caller: Caller) -> dict[str, engine.Scope]:

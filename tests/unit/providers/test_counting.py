@@ -230,3 +230,14 @@ def test_no_socket_is_opened_by_counting(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for of in FAMILIES.values():
         assert Counter().count(Prompt(tuple(TEXTS)), of) > 0
+
+
+@pytest.mark.parametrize("text", ["word " * 12_000, "Größe " * 12_000, "字" * 60_000])
+def test_no_count_is_above_the_bound_by_bytes(text: str) -> None:
+    counter, prompt = Counter(), Prompt((text,), framing_tokens=7, media_tokens=90)
+    assert counter.is_large(prompt)
+    for of in (families.OPENAI, families.CLAUDE):
+        most, expected = counter.bound(prompt, of)
+        assert counter.count(prompt, of) <= most == len(text.encode()) + 97
+        assert 97 < expected < most
+    assert not counter.is_large(Prompt(("word " * 9_000,)))
