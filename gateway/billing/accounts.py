@@ -67,9 +67,17 @@ class AccountService:
         patient = Database(database.engine, database.dialect, timeout_s=IMPORT_TIMEOUT_S)
         return await create_accounts(patient, desk.catalog(), rows, now_ms=desk.now_ms(), actor=desk.actor)
 
-    async def list(self, *, after: str | None = None, limit: int = 100, plan: str | None = None) -> Page[Account]:
-        """In the order of their creation. Raises StoreUnavailable."""
-        return await self._desk.store.accounts.list(after=after, limit=limit, plan=plan)
+    async def list(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        plan: str | None = None,
+        status: AccountStatus | None = None,
+        search: str | None = None,
+    ) -> Page[Account]:
+        """In the order of their creation; ``search``: a part of a name, e-mail or id. Raises StoreUnavailable."""
+        return await self._desk.store.accounts.list(after=after, limit=limit, plan=plan, status=status, search=search)
 
     async def get(self, ref: str) -> Account:
         """Raises AccountNotFound, RequestError (an e-mail of several), StoreUnavailable."""
@@ -164,6 +172,16 @@ class MemberService:
             team_id=None if team is None else team.id,
             actor=desk.actor,
         )
+
+    async def teams_page(self, account_ref: str, *, after: str | None = None, limit: int = 100) -> Page[Team]:
+        """In the order they were made. Raises AccountNotFound, StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        return await self._desk.store.members.list_teams(account.id, after=after, limit=limit)
+
+    async def users_page(self, account_ref: str, *, after: str | None = None, limit: int = 100) -> Page[User]:
+        """In the order they were made. Raises AccountNotFound, StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        return await self._desk.store.members.list_users(account.id, after=after, limit=limit)
 
     async def teams(self, account_ref: str) -> tuple[Team, ...]:
         account = await self._desk.account(account_ref)

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
 from gateway.domain.plans import Catalog
-from gateway.domain.units import Meter, UnitError
+from gateway.domain.units import Meter, UnitError, parse_duration_s
 from gateway.errors import AccountNotFound, RequestError
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher
@@ -88,6 +88,14 @@ def amount(meter: Meter, text: str, *, param: str, signed: bool = False) -> int:
     """A plain decimal in steps of its meter. Raises RequestError."""
     try:
         return meter.parse(text, signed=signed)
+    except UnitError as error:
+        raise RequestError(f"{param}: {error}", param=param) from error
+
+
+def duration_ms(text: str, *, param: str) -> int:
+    """``0`` or a duration such as ``24h``. Raises RequestError."""
+    try:
+        return 0 if text == "0" else parse_duration_s(text) * 1000
     except UnitError as error:
         raise RequestError(f"{param}: {error}", param=param) from error
 

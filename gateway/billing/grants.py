@@ -49,6 +49,11 @@ class GrantService:
         await desk.deliver(account.id)
         return meter, made
 
+    async def list(self, account_ref: str) -> tuple[GrantState, ...]:
+        """All grants it was ever given, the oldest first. Raises AccountNotFound, StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        return await self._desk.store.grants.list(account.id)
+
     async def adjust(
         self, account_ref: str, text: str, *, wallet: str | None = None, reason: str = ""
     ) -> tuple[Meter, Adjusted]:

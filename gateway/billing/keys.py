@@ -8,7 +8,7 @@ from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk, shown
 from gateway.errors import NotFound, RequestError
 from gateway.quota.keys import display_prefix, new_key
-from gateway.store.common import PAGE_MAX
+from gateway.store.common import PAGE_MAX, Page
 from gateway.store.keys import Key
 
 
@@ -63,6 +63,13 @@ class KeyService:
             actor=desk.actor,
         )
         return FreshKey(key, text)
+
+    async def page(
+        self, account_ref: str | None, *, revoked: bool = False, after: str | None = None, limit: int = 100
+    ) -> Page[Key]:
+        """The account's keys, or without one the service keys. Raises AccountNotFound, StoreUnavailable."""
+        account_id = None if account_ref is None else (await self._desk.account(account_ref)).id
+        return await self._desk.store.keys.list(account_id, after=after, limit=limit, revoked=revoked)
 
     async def list(self, account_ref: str | None, *, revoked: bool = False) -> tuple[Key, ...]:
         """The account's keys, or without one the service keys. Raises AccountNotFound, StoreUnavailable."""

@@ -9,7 +9,7 @@ from gateway.billing.desk import Desk
 from gateway.domain.accounts import Account, GrantState
 from gateway.errors import QuotaUnavailable
 from gateway.store.common import Page
-from gateway.store.ledger import AuditLine, Transaction
+from gateway.store.ledger import ANY_TIME, AuditLine, Times, Transaction
 from gateway.store.usage import Filter, Total, UsageRecord
 
 
@@ -109,29 +109,54 @@ class ReportService:
         cursor: str | None = None,
         limit: int = 100,
     ) -> UsageReport:
-        """``which.user_id`` may be the app's own name. Raises AccountNotFound, NotFound (user), BadRequest (group,
-        cursor), StoreUnavailable."""
+        """Both in one. Raises as ``records`` and ``totals``."""
         account = await self._desk.account(account_ref)
+        totals = await self.totals(account.id, which, by=by)
+        return UsageReport(account, by, totals, await self.records(account.id, which, cursor=cursor, limit=limit))
+
+    async def records(
+        self, account_ref: str, which: Filter, *, cursor: str | None = None, limit: int = 100
+    ) -> Page[UsageRecord]:
+        """The newest first. ``which`` may have the app's own names of user and team. Raises AccountNotFound, NotFound
+        (user, team), BadRequest (cursor), StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        which = await self._with_ids(account, which)
+        return await self._desk.store.usage.list(account.id, which, cursor=cursor, limit=limit)
+
+    async def totals(self, account_ref: str, which: Filter, *, by: tuple[str, ...] = ()) -> tuple[Total, ...]:
+        """Per wallet and group. Raises AccountNotFound, NotFound (user, team), BadRequest (group), StoreUnavailable."""
+        account = await self._desk.account(account_ref)
+        return await self._desk.store.usage.totals(account.id, await self._with_ids(account, which), by=by)
+
+    async def _with_ids(self, account: Account, which: Filter) -> Filter:
+        members = MemberService(self._desk)
         if which.user_id is not None:
-            user = await MemberService(self._desk).user(account.id, which.user_id)
-            which = replace(which, user_id=user.id)
-        log = self._desk.store.usage
-        totals = await log.totals(account.id, which, by=by)
-        return UsageReport(account, by, totals, await log.list(account.id, which, cursor=cursor, limit=limit))
+            which = replace(which, user_id=(await members.user(account.id, which.user_id)).id)
+        if which.team_id is not None:
+            which = replace(which, team_id=(await members.team(account.id, which.team_id)).id)
+        return which
 
     async def transactions(
-        self, account_ref: str, *, wallet: str | None = None, cursor: str | None = None, limit: int = 100
+        self,
+        account_ref: str,
+        *,
+        wallet: str | None = None,
+        times: Times = ANY_TIME,
+        cursor: str | None = None,
+        limit: int = 100,
     ) -> Page[Transaction]:
         """What moved the account's balances, newest first. Raises AccountNotFound, BadRequest, StoreUnavailable."""
         account = await self._desk.account(account_ref)
-        return await self._desk.store.ledger.transactions(account.id, wallet=wallet, cursor=cursor, limit=limit)
+        ledger = self._desk.store.ledger
+        return await ledger.transactions(account.id, wallet=wallet, times=times, cursor=cursor, limit=limit)
 
     async def audit_log(
-        self, account_ref: str | None, *, cursor: str | None = None, limit: int = 100
+        self, account_ref: str | None, *, times: Times = ANY_TIME, cursor: str | None = None, limit: int = 100
     ) -> Page[AuditLine]:
         """Who did what, newest first. Raises AccountNotFound, BadRequest, StoreUnavailable."""
         account_id = None if account_ref is None else (await self._desk.account(account_ref)).id
-        return await self._desk.store.ledger.audit_log(account_id=account_id, cursor=cursor, limit=limit)
+        ledger = self._desk.store.ledger
+        return await ledger.audit_log(account_id=account_id, times=times, cursor=cursor, limit=limit)
 
 
 def _is_open(starts_at_ms: int, expires_at_ms: int, now_ms: int) -> bool:

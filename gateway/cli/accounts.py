@@ -126,16 +126,12 @@ async def bring_in(
     ],
 ) -> Output:
     """Make all accounts of a CSV file, or none if a row is bad."""
+    from gateway.billing import importing
     from gateway.billing.views import account_view
-    from gateway.cli.importing import rows_of
-    from gateway.store.bulk import BadRow
 
-    rows = rows_of(file)
-    try:
-        made = await office.accounts.bring_in([row.account for row in rows])
-    except BadRow as problem:
-        line = rows[problem.index].line
-        raise RequestError(f"{file}: row {line}: {problem.message} Nothing was imported.") from problem
+    with file.open("rb") as opened:
+        data = opened.read(importing.FILE_BYTES_MAX + 1)
+    made = await importing.bring_in(office.accounts, importing.rows_of(data, str(file)), str(file))
     found = [account_view(account, office.desk.catalog(), office.desk.now_ms()) for account in made]
     return listing(found, ACCOUNTS_SHOWN, notes=(f"{len(made)} accounts imported",), nothing="The file has no rows.")
 

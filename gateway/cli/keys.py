@@ -9,7 +9,7 @@ import typer
 from gateway.cli import groups
 from gateway.cli.accounts import Yes
 from gateway.cli.frame import Reach, command
-from gateway.cli.reading import duration_ms, later_ms
+from gateway.cli.reading import later_ms
 from gateway.cli.terminal import Output, confirm, listing, record
 from gateway.errors import RequestError
 
@@ -75,6 +75,8 @@ async def rotate(
     overlap: Annotated[str, typer.Option("--overlap", help="How long the old key still works; 0: not at all.")] = "24h",
 ) -> Output:
     """Make a new key in place of this one, which still works for a while. It is shown this once."""
+    from gateway.billing.desk import duration_ms
+
     fresh = await office.keys.rotate(key, overlap_ms=duration_ms(overlap, param="--overlap"))
     return _fresh(fresh, office, replaces=await office.keys.get(key))
 

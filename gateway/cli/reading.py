@@ -16,14 +16,6 @@ def later_ms(text: str, now_ms: int, *, param: str) -> int:
         return instant_ms(text, param=param)
 
 
-def duration_ms(text: str, *, param: str) -> int:
-    """``0`` or a duration. Raises RequestError."""
-    try:
-        return 0 if text == "0" else parse_duration_s(text) * 1000
-    except UnitError as error:
-        raise RequestError(f"{param}: {error}", param=param) from error
-
-
 def pairs(texts: list[str], *, param: str) -> dict[str, str]:
     """``NAME=VALUE``, each name once. Raises RequestError."""
     read: dict[str, str] = {}

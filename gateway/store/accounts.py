@@ -119,14 +119,28 @@ class Accounts:
         async with self._database.read() as connection:
             return tuple(account_of(row) for row in await connection.execute(query))
 
-    async def list(self, *, after: str | None = None, limit: int = 100, plan: str | None = None) -> Page[Account]:
-        """Accounts in the order of their creation."""
+    async def list(
+        self,
+        *,
+        after: str | None = None,
+        limit: int = 100,
+        plan: str | None = None,
+        status: AccountStatus | None = None,
+        search: str | None = None,
+    ) -> Page[Account]:
+        """Accounts in the order of their creation; ``search``: what stands in their name, e-mail, external id or id,
+        whatever the letters' case. Raises StoreUnavailable."""
         size = page_size(limit)
         query = ACCOUNTS.order_by(accounts.c.id).limit(size + 1)
         if after is not None:
             query = query.where(accounts.c.id > after)
         if plan is not None:
             query = query.where(subscriptions.c.plan == plan)
+        if status is not None:
+            query = query.where(accounts.c.status == status.value)
+        if search is not None:
+            columns = (accounts.c.name, accounts.c.email, accounts.c.external_id, accounts.c.id)
+            query = query.where(or_(*(column.icontains(search, autoescape=True) for column in columns)))
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return page_of(rows, size, account_of, lambda row: str(row.id))

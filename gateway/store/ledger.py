@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Row, select
+from sqlalchemy import ColumnElement, Row, Select, select
 
 from gateway.errors import BadRequest
 from gateway.store.audit import AccountAudit, audit
 from gateway.store.common import Page, page_of, page_size
 from gateway.store.database import Database
 from gateway.store.schema import audit_log, ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Half-open: ``from_ms`` <= t < ``to_ms``; None = without end."""
+
+    from_ms: int | None = None
+    to_ms: int | None = None
+
+
+ANY_TIME: Final = Times()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +63,20 @@ class Ledger:
         self._database = database
 
     async def transactions(
-        self, account_id: str, *, wallet: str | None = None, cursor: str | None = None, limit: int = 100
+        self,
+        account_id: str,
+        *,
+        wallet: str | None = None,
+        times: Times = ANY_TIME,
+        cursor: str | None = None,
+        limit: int = 100,
     ) -> Page[Transaction]:
         """The account's entries, newest first. Raises BadRequest (cursor), StoreUnavailable."""
         size = page_size(limit)
         query = select(ledger).where(ledger.c.account_id == account_id).order_by(ledger.c.id.desc()).limit(size + 1)
         if wallet is not None:
             query = query.where(ledger.c.wallet == wallet)
+        query = _within(query, ledger.c.created_at_ms, times)
         if cursor is not None:
             query = query.where(ledger.c.id < _serial(cursor))
         async with self._database.read() as connection:
@@ -66,13 +84,19 @@ class Ledger:
         return page_of(rows, size, _transaction_of, lambda row: str(row.id))
 
     async def audit_log(
-        self, *, account_id: str | None = None, cursor: str | None = None, limit: int = 100
+        self,
+        *,
+        account_id: str | None = None,
+        times: Times = ANY_TIME,
+        cursor: str | None = None,
+        limit: int = 100,
     ) -> Page[AuditLine]:
         """Who did what, newest first; of one account or of all. Raises BadRequest (cursor), StoreUnavailable."""
         size = page_size(limit)
         query = select(audit_log).order_by(audit_log.c.id.desc()).limit(size + 1)
         if account_id is not None:
             query = query.where(audit_log.c.account_id == account_id)
+        query = _within(query, audit_log.c.created_at_ms, times)
         if cursor is not None:
             query = query.where(audit_log.c.id < _serial(cursor))
         async with self._database.read() as connection:
@@ -87,6 +111,12 @@ class Ledger:
         async for group in audit(self._database, account_id):
             for audited in group:
                 yield audited
+
+
+def _within(query: Select[Any], column: ColumnElement[int], times: Times) -> Select[Any]:
+    if times.from_ms is not None:
+        query = query.where(column >= times.from_ms)
+    return query if times.to_ms is None else query.where(column < times.to_ms)
 
 
 def _serial(cursor: str) -> int:

@@ -185,7 +185,8 @@ async def _body(route: Route, request: web.Request) -> Any:
     """The body's JSON value, or its bytes, or None where none is taken. Raises RequestError in all its kinds."""
     if route.body is None:
         return None
-    check_media(request, route.body.media if isinstance(route.body, Raw) else JSON)
+    if request.can_read_body:
+        check_media(request, route.body.media if isinstance(route.body, Raw) else JSON)
     data = await read_body(request, bytes_max=route.body_bytes_max, within_s=BODY_S)
     if isinstance(route.body, Raw):
         return data

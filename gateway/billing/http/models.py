@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -89,17 +89,27 @@ class PageQuery(Query):
     cursor: Annotated[str | None, Field(max_length=NAME_MAX, description="The page before's `next`.")] = None
 
 
-class TimesQuery(PageQuery):
+class IdPageQuery(PageQuery):
+    """Of a list in the order of ids."""
+
+    cursor: Annotated[str | None, Field(pattern="^[0-9a-f-]{36}$", description="The page before's `next`.")] = None
+
+
+class SpanQuery(Query):
     """Half-open in time: ``from`` <= t < ``to``."""
 
     from_ms: Annotated[Instant | None, Field(alias="from")] = None
     to_ms: Annotated[Instant | None, Field(alias="to")] = None
 
     @model_validator(mode="after")
-    def _in_order(self) -> TimesQuery:
+    def _in_order(self) -> Self:
         if self.from_ms is not None and self.to_ms is not None and self.from_ms > self.to_ms:
             raise ValueError("from must not be after to")
         return self
+
+
+class TimesQuery(SpanQuery, PageQuery):
+    """A page of what lies between two instants."""
 
 
 class Named(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.billing.http import admin_accounts, customer, openapi
+from gateway.billing.http import admin_accounts, admin_keys, admin_money, admin_reports, customer, openapi
 from gateway.billing.http.route import Route, Who
 
 CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
@@ -14,5 +14,8 @@ CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
 
 OPERATORS: Final[tuple[Route, ...]] = openapi.documented(
     *admin_accounts.ROUTES,
+    *admin_keys.ROUTES,
+    *admin_money.ROUTES,
+    *admin_reports.ROUTES,
     who=Who.ADMIN,
 )  # fmt: skip

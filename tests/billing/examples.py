@@ -1,0 +1,75 @@
+"""One good request for every route of the billing APIs: what the tests of access and of the document ask.
+
+A new route needs a row here, or ``test_access`` fails. ``{account}``, ``{key}``, … stand for objects of the owner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """``status`` None: the route's own; ``once``: a second request is answered otherwise."""
+
+    json: Any = None
+    data: bytes | None = None
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    status: int | None = None
+    once: bool = False
+
+
+_ONE: Final = "/admin/v1/accounts/{account}"
+CUSTOMERS: Final[dict[str, Example]] = {
+    "GET /openapi.json": Example(),
+    "GET /api/billing/plans": Example(),
+}
+OPERATORS: Final[dict[str, Example]] = {
+    "GET /openapi.json": Example(),
+    "GET /admin/v1/accounts": Example(query="search=canary&plan=pro&status=active"),
+    "POST /admin/v1/accounts": Example(json={"name": "New", "plan": "pro", "external_id": "new"}),
+    "POST /admin/v1/accounts/import": Example(
+        data=b"name,plan,email\nOne,pro,\nTwo,,two@example.com\n", headers={"Content-Type": "text/csv"}
+    ),
+    f"GET {_ONE}": Example(),
+    f"PATCH {_ONE}": Example(json={"email": "other@example.com"}),
+    f"POST {_ONE}/suspend": Example(json={"reason": "unpaid"}),
+    f"POST {_ONE}/resume": Example(),
+    f"GET {_ONE}/balance": Example(),
+    f"GET {_ONE}/teams": Example(),
+    f"POST {_ONE}/teams": Example(json={"name": "Night shift", "external_id": "night"}),
+    f"GET {_ONE}/teams/{{team}}": Example(),
+    f"GET {_ONE}/users": Example(query="limit=1"),
+    f"POST {_ONE}/users": Example(json={"name": "Bob", "team": "crew", "email": "bob@example.com"}),
+    f"GET {_ONE}/users/{{user}}": Example(),
+    f"GET {_ONE}/keys": Example(query="revoked=true"),
+    f"POST {_ONE}/keys": Example(json={"name": "laptop", "team": "crew", "expires_at": "2100-01-01"}),
+    "GET /admin/v1/keys": Example(),
+    "POST /admin/v1/keys": Example(json={"name": "backend"}),
+    "GET /admin/v1/keys/{key}": Example(),
+    "POST /admin/v1/keys/{key}/rotate": Example(json={"overlap": "1h"}),
+    "POST /admin/v1/keys/{key}/revoke": Example(),
+    f"GET {_ONE}/budgets": Example(),
+    f"POST {_ONE}/budgets": Example(json={"scope": "user", "id": "ann", "meter": "tokens", "amount": "10"}),
+    f"DELETE {_ONE}/budgets/{{number}}": Example(),
+    "GET /admin/v1/plans": Example(),
+    "GET /admin/v1/plans/{plan}": Example(),
+    f"POST {_ONE}/subscription": Example(json={"plan": "pro", "price": "25", "allowance": {"tokens": "700000"}}),
+    f"POST {_ONE}/subscription/renew": Example(json={"periods": 1, "key": "invoice-1"}),
+    f"POST {_ONE}/subscription/cancel": Example(json={}),
+    f"POST {_ONE}/subscription/resume": Example(),
+    f"POST {_ONE}/subscription/extend": Example(json={"ends_at": "2100-01-01T00:00:00Z"}),
+    f"GET {_ONE}/grants": Example(),
+    f"POST {_ONE}/grants": Example(json={"amount": "1.5", "wallet": "tokens", "reason": "sorry"}),
+    f"POST {_ONE}/grants/{{number}}/revoke": Example(json={"reason": "a mistake"}),
+    f"POST {_ONE}/adjustments": Example(json={"amount": "-1.5", "wallet": "tokens"}),
+    f"GET {_ONE}/usage": Example(query="from=2026-01-01&limit=5"),
+    f"GET {_ONE}/usage/totals": Example(query="by=month,model"),
+    f"GET {_ONE}/transactions": Example(query="wallet=tokens"),
+    f"GET {_ONE}/log": Example(),
+    "GET /admin/v1/log": Example(),
+    f"POST {_ONE}/audit": Example(),
+}
