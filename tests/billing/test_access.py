@@ -1,4 +1,4 @@
-"""Who may what: every route × {owner, service key, another account's key, nobody, operator}, made from the route tables.
+"""Who may what: every route × {owner, service key, another account's key, nobody, operator}, from the route tables.
 
 Rules
 1. A route without a row in ``examples`` fails here.

@@ -13,7 +13,7 @@ from gateway.billing.http.answers import (
     TransactionAnswer,
     UsageAnswer,
 )
-from gateway.billing.http.models import NAME_MAX, NoQuery, PageOf, TimesQuery
+from gateway.billing.http.models import NAME_MAX, NoQuery, PageOf, SpanQuery, TimesQuery
 from gateway.billing.http.route import Call, Route, Who
 from gateway.billing.views import View, audit_line_view, total_view, transaction_view, usage_view
 from gateway.store.ledger import Times
@@ -22,7 +22,9 @@ from gateway.store.usage import Filter
 Exact = Annotated[str | None, Field(max_length=NAME_MAX)]
 
 
-class UsageFilter(TimesQuery):
+class UsageFilter(SpanQuery):
+    """Which records; what is not said may be any."""
+
     month: Annotated[str | None, Field(pattern=r"^[0-9]{4}-[0-9]{2}$", description="A billing month in UTC.")] = None
     user: Exact = None
     team: Exact = None
@@ -49,7 +51,11 @@ class UsageFilter(TimesQuery):
         )
 
 
-class TotalsFilter(UsageFilter):
+class UsageQuery(UsageFilter, TimesQuery):
+    """A page of them."""
+
+
+class TotalsQuery(UsageFilter):
     by: Annotated[str, Field(max_length=NAME_MAX, description="Commas between: month, feature, model, user_id, …")] = ""
 
 
@@ -57,7 +63,7 @@ class WalletQuery(TimesQuery):
     wallet: Exact = None
 
 
-async def usage(call: Call[UsageFilter, None]) -> View:
+async def usage(call: Call[UsageQuery, None]) -> View:
     which = call.query
     page = await call.office.reports.records(
         call.path("account"), which.which(), cursor=which.cursor, limit=which.limit
@@ -66,7 +72,7 @@ async def usage(call: Call[UsageFilter, None]) -> View:
     return {"items": [usage_view(row, meters.get(row.wallet)) for row in page.items], "next": page.next}
 
 
-async def totals(call: Call[TotalsFilter, None]) -> View:
+async def totals(call: Call[TotalsQuery, None]) -> View:
     by = tuple(name.strip() for name in call.query.by.split(",") if name.strip())
     found = await call.office.reports.totals(call.path("account"), call.query.which(), by=by)
     meters = call.office.desk.catalog().meters
@@ -117,8 +123,8 @@ async def audit(call: Call[NoQuery, None]) -> View:
 _ONE: Final = "/admin/v1/accounts/{account}"
 ROUTES: Final = (
     Route("GET", f"{_ONE}/usage", Who.ADMIN, usage, PageOf[UsageAnswer], "Its usage records, the newest first.",
-          query=UsageFilter),
-    Route("GET", f"{_ONE}/usage/totals", Who.ADMIN, totals, TotalsAnswer, "What they add up to.", query=TotalsFilter),
+          query=UsageQuery),
+    Route("GET", f"{_ONE}/usage/totals", Who.ADMIN, totals, TotalsAnswer, "What they add up to.", query=TotalsQuery),
     Route("GET", f"{_ONE}/transactions", Who.ADMIN, transactions, PageOf[TransactionAnswer],
           "What moved its balances, the newest first.", query=WalletQuery),
     Route("GET", f"{_ONE}/log", Who.ADMIN, log_of_account, PageOf[AuditLineAnswer],
