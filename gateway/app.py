@@ -18,6 +18,7 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway.billing.admin import Operator, admin_app
+from gateway.billing.alerts.courier import Courier
 from gateway.billing.desk import Desk
 from gateway.billing.http import tables
 from gateway.billing.http.frame import Frame, errors_as_json
@@ -36,6 +37,7 @@ from gateway.quota.clock import ServerClock
 from gateway.quota.drift import Drift
 from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
+from gateway.quota.notices import Notices
 from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
@@ -67,6 +69,7 @@ class Worker:
     engine: Engine
     gateway: Gateway
     reaper: Reaper
+    courier: Courier
     metrics: Metrics
     frame: Frame
 
@@ -123,7 +126,10 @@ async def build(
         amnesty_ms=config.settings.amnesty_ms,
         clock_offset_ms=clock_offset_ms,
     )
-    quota, reaper = _quota(engine, store, metrics, tasks, clock, lambda: worker.installation.config.catalog)
+    courier = Courier(store.alerts, metrics, lambda: worker.installation.config.settings.channels, clock.now_ms)
+    stack.push_async_callback(courier.close)
+    notices = Notices(store.alerts, metrics, clock.now_ms, raised=courier.wake)
+    quota, reaper = _quota(engine, store, metrics, tasks, clock, notices, lambda: worker.installation.config.catalog)
     leg = HttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     hasher = KeyHasher(installation.secret)
@@ -137,25 +143,34 @@ async def build(
         tasks=tasks,
         metrics=metrics,
     )
-    frame = Frame(
-        desk=Desk(
-            store=store,
-            catalog=lambda: worker.installation.config.catalog,
-            hasher=hasher,
-            states=States(engine, quota.turner),
-            now_ms=clock.now_ms,
-            actor="system",
-        ),
-        callers=callers,
-        quota=quota,
-        quota_status=lambda: worker.installation.config.settings.quota_status,
-    )
-    worker = Worker(installation, store, client, engine, gateway, reaper, metrics, frame)
+    frame = _frame(store, quota, callers, hasher, States(engine, quota.turner), lambda: worker.installation.config)
+    worker = Worker(installation, store, client, engine, gateway, reaper, courier, metrics, frame)
     await quota.warm_up(reassert_wait_ms)
-    for name, work in (("scribe", quota.scribe.run), ("holds", quota.holds.run), ("reaper", reaper.run)):
+    for name, work in (
+        ("scribe", quota.scribe.run),
+        ("holds", quota.holds.run),
+        ("reaper", reaper.run),
+        ("notices", notices.run),
+        ("alerts", courier.run),
+    ):
         start_background(stack, name, work)
     start_background(stack, "gauges", lambda: _gauges(worker))
     return worker
+
+
+def _frame(
+    store: Store, quota: Quota, callers: Callers, hasher: KeyHasher, states: States, config: Callable[[], Config]
+) -> Frame:
+    """What the billing APIs stand on."""
+    desk = Desk(
+        store=store,
+        catalog=lambda: config().catalog,
+        hasher=hasher,
+        states=states,
+        now_ms=quota.clock.now_ms,
+        actor="system",
+    )
+    return Frame(desk=desk, callers=callers, quota=quota, quota_status=lambda: config().settings.quota_status)
 
 
 def _quota(
@@ -164,6 +179,7 @@ def _quota(
     metrics: Metrics,
     tasks: Tasks,
     clock: ServerClock,
+    notices: Notices,
     catalog: Callable[[], Catalog],
 ) -> tuple[Quota, Reaper]:
     """What admits and ends calls, and what looks after those that nobody ends."""
@@ -176,6 +192,7 @@ def _quota(
         scribe=scribe,
         turner=turner,
         versions=versions,
+        notices=notices,
         metrics=metrics,
         spawn=tasks.spawn,
         clock=clock,

@@ -250,6 +250,8 @@ class Metrics:
         self.feature_uses = self._counter("tollgate_feature_uses_total")
         self.payments = self._counter("tollgate_payments_total")
         self.alerts = self._counter("tollgate_alerts_total")
+        self.alerts_dropped = self._counter("tollgate_alerts_dropped_total")
+        self.alert_deliveries = self._counter("tollgate_alert_deliveries_total")
         self.config_reloads = self._counter("tollgate_config_reloads_total")
         self.build_info = self._gauge("tollgate_build_info")
         self._inherit()
@@ -427,7 +429,9 @@ FAMILIES = (
     _c("tollgate_period_turns_total", "Periods that turned.", "plan", "outcome"),
     _c("tollgate_feature_uses_total", "Calls per feature.", "feature", "plan", "outcome"),
     _c("tollgate_payments_total", "Payments.", "kind", "outcome"),
-    _c("tollgate_alerts_total", "Alerts sent.", "kind"),
+    _c("tollgate_alerts_total", "Alerts raised.", "kind"),
+    _c("tollgate_alerts_dropped_total", "Alerts that a full queue dropped.", "kind"),
+    _c("tollgate_alert_deliveries_total", "Attempts to deliver alerts.", "channel", "outcome"),
     _c("tollgate_config_reloads_total", "Reloads of the configuration.", "result"),
     _g("tollgate_build_info", "Always 1.", "version", merge=Merge.MAX),
 )

@@ -30,6 +30,7 @@ from gateway.metrics import Metrics
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
+from gateway.quota.notices import Notices
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
 from gateway.quota.states import States
@@ -97,6 +98,7 @@ async def judging(installation: Installation, url: str) -> AsyncIterator[tuple[O
             scribe=Scribe(store.writer, engine, metrics),
             turner=turner,
             versions=Versions(store.plans, states, catalog=lambda: installation.config.catalog, clock=clock),
+            notices=Notices(store.alerts, metrics, clock.now_ms),
             metrics=metrics,
             spawn=asyncio.ensure_future,
             clock=clock,

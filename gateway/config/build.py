@@ -18,6 +18,7 @@ from typing import Any
 
 from gateway.config import schema
 from gateway.config.model import Config, Settings, Stripe, Upstream
+from gateway.domain.alerts import AlertRules, Channels, LowMark, Mail, RapidUse, Spike, Webhook
 from gateway.domain.money import decimals_of
 from gateway.domain.plans import (
     Amount,
@@ -114,6 +115,7 @@ def _settings(document: schema.Document) -> Settings:
         quota_status=document.refusals.quota_status,
         stripe=_stripe(document.stripe),
         stripe_off=document.stripe is not None and not document.stripe.secret_key,
+        channels=_channels(document.alerts),
     )
 
 
@@ -159,6 +161,7 @@ def _catalog(document: schema.Document) -> Catalog:
         warn_at_permille=tuple(sorted({int(share * 1000) for share in document.alerts.warn_at})),
         grace_ms=document.stripe.grace * 1000 if document.stripe is not None else 0,
         packages={name: _package(name, package, meters) for name, package in document.packages.items()},
+        alerts=_alert_rules(document.alerts, meters),
     )
 
 
@@ -277,6 +280,31 @@ def _limits(limits: schema.PlanLimits) -> dict[str, Limits]:
         for scope, limit in scopes.items()
         if limit is not None
     }
+
+
+def _alert_rules(alerts: schema.Alerts, meters: Meters) -> AlertRules:
+    rapid, spike = alerts.rapid_use, alerts.spike
+    return AlertRules(
+        low_balance={wallet: _low_mark(mark, meters[wallet]) for wallet, mark in alerts.low_balance.items()},
+        rapid_use=None if rapid is None else RapidUse(rapid.uses, rapid.per),
+        spike=None if spike is None else Spike(Fraction(spike.factor), spike.over),
+        refused=alerts.refused,
+    )
+
+
+def _low_mark(mark: Decimal | str, meter: Meter) -> LowMark:
+    if isinstance(mark, Decimal):
+        return LowMark(amount=meter.parse(mark))
+    return LowMark(permille=int(Decimal(mark.removesuffix("%")) * 10))
+
+
+def _channels(alerts: schema.Alerts) -> Channels:
+    """A channel without its address is off."""
+    webhook, email = alerts.webhook, alerts.email
+    return Channels(
+        webhook=Webhook(webhook.url, webhook.secret) if webhook is not None and webhook.url else None,
+        mail=Mail(email.smtp, email.sender) if email is not None and email.smtp else None,
+    )
 
 
 def _message(message: schema.Message) -> dict[str, str]:

@@ -18,6 +18,7 @@ from gateway.config import schema
 from gateway.config.build import meters_of
 from gateway.config.model import Address
 from gateway.config.reading import Loc
+from gateway.domain.alerts import SIGNING_KEY_BYTES_MIN, signing_key
 from gateway.domain.messages import DEFAULTS
 from gateway.domain.messages import problems as template_problems
 from gateway.domain.money import minor_units
@@ -315,6 +316,10 @@ class _Checks:
             yield from self._known("meters", loc, meter, repr(meter))
             if isinstance(amount, Decimal):
                 yield from self._amount(loc, meter, amount)
+        webhook = self._document.alerts.webhook
+        if webhook is not None and webhook.url and not _signs(webhook.secret):
+            expected = "a secret of at least 16 characters (or whsec_ and base64), because alerts are signed"
+            yield ("alerts", "webhook", "secret"), expected, "none" if not webhook.secret else "another"
 
     def _known(
         self, section: str, loc: Loc, name: str, found: str | None = None, extra: tuple[str, ...] = ()
@@ -334,6 +339,13 @@ class _Checks:
             return
         if below is not None and steps >= below:
             yield loc, f"less than {meter.format(below)} {meter.unit}, or unlimited", None
+
+
+def _signs(secret: str) -> bool:
+    try:
+        return len(signing_key(secret)) >= SIGNING_KEY_BYTES_MIN
+    except ValueError:
+        return False
 
 
 def _by_card(feature: schema.Feature) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Literal
 
+from gateway.domain.alerts import Channels
 from gateway.domain.plans import Catalog
 
 AMNESTY_MIN_MS = 30_000
@@ -78,6 +79,7 @@ class Settings:
     quota_status: int
     stripe: Stripe | None = None
     stripe_off: bool = False  # written, and off: both its secrets are empty
+    channels: Channels = field(default_factory=Channels)  # where alerts go
 
     @property
     def amnesty_ms(self) -> int:

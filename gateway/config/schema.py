@@ -24,9 +24,11 @@ from gateway.config.values import (
     Duration,
     Entitlement,
     Expected,
+    Factor,
     Flag,
     Listen,
     LowBalance,
+    MailAddress,
     Name,
     OptionalUrl,
     Pattern,
@@ -39,6 +41,7 @@ from gateway.config.values import (
     Several,
     Share,
     Size,
+    SmtpUrl,
     Text,
     Tokens,
     WebUrl,
@@ -316,35 +319,44 @@ def _message(value: Any) -> Any:
 
 class Webhook(Section):
     url: OptionalUrl = ""
+    """Where alerts are posted to; empty: nowhere."""
     secret: Secret = ""
+    """Signs them (Standard Webhooks): whsec_ and base64, or any text; needed with url."""
     secret_file: AnyText = ""
 
 
 class Email(Section):
-    smtp: AnyText = ""
+    smtp: SmtpUrl = ""
+    """smtp://USER:PASSWORD@HOST:587 (STARTTLS) or smtps://…; empty: no e-mails."""
     smtp_file: AnyText = ""
-    sender: Text = Field(alias="from")
+    sender: MailAddress = Field(alias="from")
+    """Who writes to the accounts' addresses."""
 
 
 class RapidUse(Section):
     uses: Count
+    """More charged calls than these within ``per``, by one user or by the account, are told once a day."""
     per: Duration
 
 
 class Spike(Section):
-    factor: Quantity
+    factor: Factor
+    """How many times its usual use an account must exceed."""
     over: Duration
+    """The past that is usual; a seventh of it is what is compared."""
 
 
 class Alerts(Section):
     warn_at: tuple[Share, ...] = written(("0.8", "0.9", "1"))
     """Shares of the allowance at which a call carries a warning, once per period each."""
     low_balance: dict[Name, LowBalance] = {}
+    """Per wallet the amount, or the share of its open grants, below which it is low."""
     webhook: Webhook | None = None
     email: Email | None = None
     rapid_use: RapidUse | None = None
     spike: Spike | None = None
     refused: Flag = False
+    """Tell of refused calls, once per reason and period."""
 
 
 def _one_of(*texts: str) -> BeforeValidator:

@@ -10,29 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gateway.config.reading import Loc
-from gateway.config.schema import Alerts, Document, Plan
+from gateway.config.schema import Document, Plan
 
 
 def unsupported(document: Document) -> Iterator[tuple[Loc, str]]:
     """Location and what was expected instead, of every key that is used and not supported yet."""
-    yield from ((("alerts", *loc), expected) for loc, expected in _alerts(document.alerts))
     for name, plan in document.plans.items():
         yield from ((("plans", name, key), expected) for key, expected in _plan(plan))
-
-
-def _alerts(alerts: Alerts) -> Iterator[tuple[Loc, str]]:
-    for meter in alerts.low_balance:
-        yield ("low_balance", meter), "none: low-balance alerts are not supported yet"
-    if alerts.webhook is not None and alerts.webhook.url:
-        yield ("webhook", "url"), "none: alert webhooks are not supported yet"
-    if alerts.email is not None and alerts.email.smtp:
-        yield ("email", "smtp"), "none: alert e-mails are not supported yet"
-    if alerts.rapid_use is not None:
-        yield ("rapid_use",), "none: rapid_use is not supported yet"
-    if alerts.spike is not None:
-        yield ("spike",), "none: spike is not supported yet"
-    if alerts.refused:
-        yield ("refused",), "false: alerts on refusals are not supported yet"
 
 
 def _plan(plan: Plan) -> Iterator[tuple[str, str]]:

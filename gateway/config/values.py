@@ -24,6 +24,7 @@ from gateway.domain.units import UnitError, exact, parse_duration_s
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _PATTERN: Final = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9_.:/@*?\[\]!-]{0,127}", re.ASCII)
 _HOST_PORT: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}", re.ASCII)
+_MAIL: Final = re.compile(r"[^\s@<>\x00-\x1f\x7f\"(),:;\[\]\\]{1,64}@[A-Za-z0-9._-]{1,190}")
 _SIZE: Final = re.compile(r"([0-9]{1,9})(B|KB|MB|GB)", re.ASCII)
 _SIZE_UNITS: Final = {"B": 1, "KB": 1024, "MB": 1024**2, "GB": 1024**3}
 _REFERENCE: Final = {"type": "string", "pattern": r"^\$\{"}
@@ -202,6 +203,38 @@ def _optional_url(value: Any) -> str:
     return text
 
 
+def _smtp_url(value: Any) -> str:
+    """Empty, or smtp(s)://USER:PASSWORD@HOST:PORT."""
+    text = _any_text(value)
+    if not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        fits = parts.scheme in ("smtp", "smtps") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        fits = False
+    if not fits or parts.path.strip("/") or parts.query or parts.fragment or not text.isprintable() or " " in text:
+        raise Expected("smtp://USER:PASSWORD@HOST:587 or smtps://USER:PASSWORD@HOST")
+    return text
+
+
+def _mail_address(value: Any) -> str:
+    text = _text(value).strip()
+    if _MAIL.fullmatch(text) is None:
+        raise Expected("an e-mail address such as billing@example.com")
+    return text
+
+
+def _factor(value: Any) -> Decimal:
+    try:
+        factor = _decimal(value)
+    except Expected:
+        factor = Decimal(0)
+    if factor < 1:
+        raise Expected("a factor of at least 1")
+    return factor
+
+
 def _redis_url(value: Any) -> str:
     text = value if isinstance(value, str) else ""
     scheme, _, rest = text.partition("://")
@@ -304,6 +337,9 @@ Size = Annotated[int, _kind(_size), _json({"type": "string", "pattern": "^[0-9]+
 Listen = Annotated[Address, _kind(address), _json({"type": "string", "pattern": ":[0-9]+$"})]
 WebUrl = Annotated[str, _kind(_web_url), _json({"type": "string", "pattern": "^https?://"})]
 OptionalUrl = Annotated[str, _kind(_optional_url), WithJsonSchema({"type": ["string", "null"]})]
+SmtpUrl = Annotated[str, _kind(_smtp_url), WithJsonSchema({"type": ["string", "null"]})]
+MailAddress = Annotated[str, _kind(_mail_address), WithJsonSchema(_JSON_TEXT)]
+Factor = Annotated[Decimal, _kind(_factor), _json({"type": "number", "minimum": 1})]
 RedisUrl = Annotated[str, _kind(_redis_url), WithJsonSchema(_JSON_TEXT)]
 DatabaseUrl = Annotated[str, _kind(_database_url), WithJsonSchema(_JSON_TEXT)]
 Zone = Annotated[str, _kind(_zone), WithJsonSchema(_JSON_TEXT)]

@@ -15,10 +15,13 @@ Not here: who notices, who is told, and how it gets there (``quota``, ``billing.
 
 from __future__ import annotations
 
+import base64
+import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final
 
 from gateway.domain.accounts import Subscription
 
@@ -41,6 +44,7 @@ CHANNELS: Final = (WEBHOOK, EMAIL)
 DAY_MS: Final = 86_400_000
 SPIKE_SLICES: Final = 7
 SPIKE_CALLS_MIN: Final = 10
+SIGNING_KEY_BYTES_MIN: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +126,76 @@ def trial_ending_from_ms(subscription: Subscription) -> int:
 def is_spike(spike: Spike, *, recent: int, calls: int, past: int) -> bool:
     """Whether ``recent`` (one slice, of ``calls`` calls) is out of line with ``past`` (all seven slices before it)."""
     return calls >= SPIKE_CALLS_MIN and past > 0 and recent * SPIKE_SLICES > spike.factor * past
+
+
+def signing_key(secret: str) -> bytes:
+    """The bytes that sign webhooks: what follows ``whsec_`` in base64, else the text itself. Raises ValueError.
+
+    Source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+    """
+    if not secret.startswith("whsec_"):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+    except binascii.Error as error:
+        raise ValueError("not base64") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How an alert reads: a subject and a few sentences."""
+
+    title: str
+    text: str
+
+
+def words_of(kind: str, detail: Mapping[str, Any]) -> Words:
+    """An alert for people. A fact that its detail lacks is left out."""
+    told = _Told(detail)
+    match kind:
+        case "threshold":
+            return Words(
+                told("{percent}% of your {unit} are used"),
+                told("You have used {percent}% of your {unit} on the {plan} plan.", " They renew at {resets_at}."),
+            )
+        case "low_balance":
+            return Words(
+                told("Your {unit} are running low"), told("{available} {unit} are left.", " The mark is {mark} {unit}.")
+            )
+        case "trial_ending":
+            return Words("Your trial is ending", told("Your {plan} ends at {ends_at}.", " Plans: {plans}."))
+        case "trial_expired":
+            return Words("Your trial has ended", told("{message}"))
+        case "refused":
+            return Words(told("{title}") if detail.get("title") else "A request was refused", told("{message}"))
+        case "payment_failed":
+            return Words("A payment failed", told("A payment failed.", " Amount: {amount} {currency}.", " {message}"))
+        case "rapid_use":
+            return Words(
+                "Rapid use", told("More than {uses} uses within {per_seconds} seconds.", " By the user {user}.")
+            )
+        case "spike":
+            return Words(
+                told("Unusual use of {unit}"),
+                told("{used} {unit} were used since {since}, where {usual} are usual."),
+            )
+        case _:
+            return Words(kind, "")
+
+
+class _Told:
+    """Sentences filled with an alert's detail; of those after the first, the ones that lack a fact are left out."""
+
+    def __init__(self, detail: Mapping[str, Any]) -> None:
+        self._facts = {name: _text(value) for name, value in detail.items() if value not in (None, "", [])}
+
+    def __call__(self, first: str, *others: str) -> str:
+        known = [sentence for sentence in others if all(name in self._facts for name in _FIELD.findall(sentence))]
+        return _FIELD.sub(lambda field: self._facts.get(field[1], "-"), first + "".join(known))
+
+
+def _text(value: Any) -> str:
+    return ", ".join(str(each) for each in value) if isinstance(value, list | tuple) else str(value)
+
+
+_FIELD: Final = re.compile(r"\{(\w+)\}")

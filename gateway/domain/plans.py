@@ -19,6 +19,7 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Final, Literal
 
+from gateway.domain.alerts import AlertRules
 from gateway.domain.periods import Period
 from gateway.domain.rates import RateCard
 from gateway.domain.units import AMOUNT_MAX, Meter
@@ -216,6 +217,7 @@ class Catalog:
     warn_at_permille: tuple[int, ...]
     grace_ms: int = 0  # how long a plan stays usable while its payment is due
     packages: Mapping[str, Package] = field(default_factory=dict)
+    alerts: AlertRules = field(default_factory=AlertRules)
 
     @property
     def card_meters(self) -> frozenset[str]:

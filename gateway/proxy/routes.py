@@ -127,3 +127,4 @@ async def drain(gateway: Gateway, grace_s: float) -> None:
     with suppress(TimeoutError):  # what SQL did not take by now lies in the outbox, and the reaper brings it home
         async with asyncio.timeout(CUT_S):
             await gateway.quota.scribe.drained()
+            await gateway.quota.notices.drained()

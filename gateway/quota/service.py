@@ -25,6 +25,7 @@ from gateway.metrics import Metrics
 from gateway.quota.admission import Admission, Bill, Facts, facts_row
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
+from gateway.quota.notices import Notices
 from gateway.quota.refusals import Situation, objection, refusal
 from gateway.quota.room import Room
 from gateway.quota.scribe import Scribe
@@ -85,6 +86,7 @@ class Quota:
         scribe: Scribe,
         turner: Turner,
         versions: Versions,
+        notices: Notices,
         metrics: Metrics,
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         clock: ServerClock,
@@ -94,6 +96,7 @@ class Quota:
         self.scribe = scribe
         self.turner = turner
         self._versions = versions
+        self.notices = notices
         self._metrics = metrics
         self._spawn = spawn
         self.clock = clock
@@ -219,7 +222,7 @@ class Quota:
                 elif plan.shadow:
                     shadowed = excluded
                 else:
-                    raise excluded
+                    raise self._refused(ask, account, situation, excluded)
                 continue
             if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
                 caller, is_fresh, shadowed = await ask.refresh(caller), True, None
@@ -241,7 +244,7 @@ class Quota:
                 case engine_model.Refused():
                     lowered = _lower(work, reply, plan, ask)
                     if isinstance(lowered, engine_model.Refused):
-                        raise refusal(situation, lowered)
+                        raise self._refused(ask, account, situation, refusal(situation, lowered))
                     work, clamped_to = lowered, lowered.output_tokens // ask.choices
                 case engine_model.Stale(ticket):
                     await self.turner.load(account.id, ticket)
@@ -304,16 +307,16 @@ class Quota:
         if isinstance(reply, engine_model.Reserved):
             self.clock.saw(reply.server_ms)
             self.holds.saw_record(partition, reply.record)
-        if isinstance(reply, engine_model.Reserved | engine_model.Refused) and reply.crossed:
-            self._warn(account_id, reply.crossed)
+        if isinstance(reply, engine_model.Reserved | engine_model.Refused) and reply.crossed and not ask.dry:
+            for wallet, permille in reply.crossed:
+                self.notices.threshold(caller.account, ask.catalog, wallet, permille)
         return reply
 
-    def _warn(self, account_id: str, crossed: tuple[tuple[str, int], ...]) -> None:
-        """The engine says each threshold once per period: so do we."""
-        for wallet, permille in crossed:
-            self._metrics.alerts.add(("threshold",), 1)
-            told = {"account": account_id, "wallet": wallet, "percent": permille / 10}
-            log.warning("an account reached %g%% of its %s", permille / 10, wallet, extra=told)
+    def _refused(self, ask: Ask, account: Account, situation: Situation, error: Refusal) -> Refusal:
+        """Whoever has to know of a refused call is told; asking alone refuses nothing."""
+        if not ask.dry:
+            self.notices.refused(account.id, situation, error)
+        return error
 
     async def _release_later(self, account_id: str, hold_id: str) -> None:
         """After the deadline the reserve can no longer happen: then a release of its id is the last word."""

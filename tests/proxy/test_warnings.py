@@ -69,7 +69,7 @@ async def test_a_large_hold_alone_is_no_warning(gateway: Local) -> None:
 
 def crossings(caplog: pytest.LogCaptureFixture) -> list[tuple[object, ...]]:
     return [
-        (record.levelname, vars(record)["account"], vars(record)["wallet"], vars(record)["percent"])
+        (record.levelname, vars(record)["account"], vars(record)["wallet"], float(vars(record)["percent"]))
         for record in caplog.records
         if "percent" in vars(record)
     ]

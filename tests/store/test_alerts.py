@@ -10,9 +10,8 @@ from gateway.domain.accounts import Account
 from gateway.errors import BadRequest
 from gateway.store.alerts import NewAlert, raise_alert
 from gateway.store.store import Store
-from tests.store.conftest import Place
 from tests.support import stores
-from tests.support.stores import NOW_MS
+from tests.support.stores import NOW_MS, Place
 
 LEASE_MS = 60_000
 

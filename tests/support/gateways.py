@@ -67,7 +67,7 @@ plans:
 {plans}
 default_plan: trial
 currency: usd
-alerts: {{warn_at: [0.8, 0.9, 1.0]}}
+alerts: {{{alerts}}}
 """
 
 PROVIDER_KEY = "sk-provider-canary-5f1c"
@@ -85,6 +85,7 @@ def config_text(models_url: str, **changes: Any) -> str:
         "database": "embedded",
         "models": models_url,
         "plans": "",
+        "alerts": "warn_at: [0.8, 0.9, 1.0]",
     }
     values.update(changes)
     return CONFIG.format(**values)
@@ -124,6 +125,8 @@ class Local:
         """Everything that was served is charged, written and confirmed."""
         await self.worker.gateway.tasks.drained(30)
         await self.worker.gateway.quota.scribe.drained()
+        await self.worker.gateway.quota.notices.drained()
+        await self.worker.courier.work()
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from gateway.config.export import exported
 from gateway.config.loading import load
 from gateway.config.model import Address, Config
+from gateway.domain.alerts import AlertRules, Channels, LowMark, Mail, RapidUse, Spike, Webhook
 from gateway.domain.periods import Period
 from gateway.domain.plans import (
     BulkStep,
@@ -263,6 +264,29 @@ def test_thresholds_and_words_read_as_written() -> None:
         "trial_expired": {"title": "t", "text": "{plan.days}"},
     }
     assert loaded.settings.quota_status == 402
+
+
+def test_alerts_read_as_written() -> None:
+    text = edited(
+        "default_plan: trial",
+        "default_plan: trial\nalerts:\n  low_balance: {tokens: 20%}\n  rapid_use: {uses: 5, per: 60s}\n"
+        "  spike: {factor: 2.5, over: 7d}\n  refused: true\n"
+        '  webhook: {url: "https://a.test/hook?x=1", secret: "${S:-0123456789abcdef}"}\n'
+        '  email: {smtp: "smtp://u:${P:-p}@mail.test:25", from: billing@a.test}',
+    )
+    loaded = config(text)
+    assert loaded.catalog.alerts == AlertRules(
+        low_balance={"tokens": LowMark(permille=200)},
+        rapid_use=RapidUse(5, 60),
+        spike=Spike(Fraction(5, 2), 7 * 86_400),
+        refused=True,
+    )
+    assert loaded.settings.channels == Channels(
+        Webhook("https://a.test/hook?x=1", "0123456789abcdef"), Mail("smtp://u:p@mail.test:25", "billing@a.test")
+    )
+    amount = config(edited("default_plan: trial", "default_plan: trial\nalerts: {low_balance: {tokens: 1.5}}"))
+    assert amount.catalog.alerts.low_balance == {"tokens": LowMark(amount=1500)}
+    assert amount.settings.channels == Channels()
 
 
 def test_a_meter_reads_as_written() -> None:
