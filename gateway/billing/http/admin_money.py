@@ -11,7 +11,7 @@ from gateway.billing.http.admin_accounts import shown_account
 from gateway.billing.http.answers import AccountAnswer, AdjustedAnswer, GrantAnswer, PlanAnswer, PlansAnswer
 from gateway.billing.http.models import Amount, Instant, Name, NoQuery, Strict, Text
 from gateway.billing.http.route import Call, Route, Who
-from gateway.billing.subscriptions import PERIODS_MAX, Terms
+from gateway.billing.subscriptions import PERIODS_MAX, Terms, price_units
 from gateway.billing.views import View, grant_view, plan_view
 from gateway.errors import NotFound
 
@@ -33,8 +33,9 @@ class RenewBody(Strict):
     plan: Name | None = None
     periods: Annotated[int, Field(ge=1, le=PERIODS_MAX)] = 1
     key: Key | None = None
+    prepaid: Annotated[bool, Field(description="For as many periods as the plan's prepay says.")] = False
     until: Annotated[Instant | None, Field(description="Where the payment says that its periods end.")] = None
-    price: Amount | None = None
+    paid: Annotated[Amount | None, Field(description="What was paid. Default: the plan's price.")] = None
 
 
 class CancelBody(Strict):
@@ -98,9 +99,10 @@ async def renew(call: Call[NoQuery, RenewBody]) -> View:
         call.path("account"),
         plan=body.plan,
         periods=body.periods,
+        prepaid=body.prepaid,
         key=body.key,
         until_ms=body.until,
-        price=body.price,
+        paid=None if body.paid is None else price_units(body.paid, call.office.desk.catalog().currency),
     )
     return shown_account(call, changed)
 

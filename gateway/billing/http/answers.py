@@ -30,6 +30,19 @@ class LimitsAnswer(Strict):
     uses: Uses | None = None
 
 
+class OverageAnswer(Strict):
+    """Paid use after the allowance: ``price`` is of one unit of the meter."""
+
+    cap: str
+    price: str
+
+
+class PrepayAnswer(Strict):
+    periods: int
+    discount: str
+    price: str
+
+
 class PlanAnswer(Strict):
     name: str
     label: str
@@ -39,6 +52,10 @@ class PlanAnswer(Strict):
     renews: Literal["by_itself", "when_paid", "never"]
     allowance: dict[str, str]  # wallet → amount
     ends: str
+    overage: dict[str, OverageAnswer]
+    rollover: dict[str, str]  # an amount or a share
+    prepay: PrepayAnswer | None
+    debt: Literal["forgive", "carry"]
     clamp: int | None
     on_exhausted: str
     on_disconnect: str
@@ -78,6 +95,8 @@ class HoldingAnswer(Strict):
     wallet: str
     limit: str
     used: str
+    overage_used: str
+    overage_due: str  # in the currency
 
 
 class AccountWithWallets(AccountAnswer):
