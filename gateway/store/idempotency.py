@@ -4,13 +4,14 @@ Rules
 1. A key belongs to a scope (whose credential, which account, which route) and to one body, known by its digest.
 2. Only what succeeded is kept: a refusal frees its key, so that a repeat may succeed.
 3. A request that never finished, because its worker died, blocks its key for ``RUNNING_MAX_MS``; whoever comes then
-   takes it over, and has to find out how far it came.
+   takes it over. It has the same ``seed``, from which everything that it makes has its id: so it finds out how far the
+   first one came, and makes nothing twice.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, delete, select, update
 
@@ -31,6 +32,7 @@ class Begun:
     scope: str
     key: str
     owner: str
+    seed: str  # an id
     again: bool
 
 
@@ -50,12 +52,13 @@ class Idempotency:
 
     async def begin(self, scope: str, key: str, digest: str, *, now_ms: int) -> Begun | Replay:
         """Raises IdempotencyConflict (another body), IdempotencyInFlight, StoreUnavailable."""
-        begun = Begun(scope, key, new_id(), again=False)
-        values = {
+        owner = new_id()
+        values: dict[str, Any] = {
             "digest": digest,
             "status": 0,
             "answer": None,
-            "owner": begun.owner,
+            "owner": owner,
+            "seed": owner,
             "started_at_ms": now_ms,
             "expires_at_ms": now_ms + KEPT_MS,
         }
@@ -63,7 +66,7 @@ class Idempotency:
         first = inserting(self._database.dialect, idempotency).on_conflict_do_nothing()
         async with self._database.write() as connection:
             if (await connection.execute(first, {"scope": scope, "key": key, **values})).rowcount:
-                return begun
+                return Begun(scope, key, owner, owner, again=False)
             known = (await connection.execute(select(idempotency).where(*mine).with_for_update())).one_or_none()
             if known is None:  # it failed a moment ago, and its key is free again
                 raise IdempotencyInFlight(retry_after_s=1)
@@ -75,8 +78,9 @@ class Idempotency:
             left_ms = known.started_at_ms + RUNNING_MAX_MS - now_ms
             if not known.status and not is_over and left_ms > 0:
                 raise IdempotencyInFlight(retry_after_s=min(RETRY_MAX_S, -(-left_ms // 1000)))
+            values["seed"] = owner if is_over else known.seed
             await connection.execute(update(idempotency).where(*mine).values(**values))
-        return Begun(scope, key, begun.owner, again=not known.status)
+        return Begun(scope, key, owner, values["seed"], again=not is_over)
 
     async def finish(self, begun: Begun, *, status: int, answer: str) -> None:
         """Keep the answer, unless somebody else has taken it over. Raises StoreUnavailable."""
@@ -84,8 +88,14 @@ class Idempotency:
         async with self._database.write() as connection:
             await connection.execute(kept)
 
+    async def leave(self, begun: Begun) -> None:
+        """Nobody knows how far it came: the next one takes it over at once. Raises StoreUnavailable."""
+        left = update(idempotency).where(*_owned(begun), idempotency.c.status == 0).values(started_at_ms=0)
+        async with self._database.write() as connection:
+            await connection.execute(left)
+
     async def give_up(self, begun: Begun) -> None:
-        """It did not succeed: the key is free again. Raises StoreUnavailable."""
+        """It was refused and did nothing: the key is free again. Raises StoreUnavailable."""
         async with self._database.write() as connection:
             await connection.execute(delete(idempotency).where(*_owned(begun), idempotency.c.status == 0))
 

@@ -35,6 +35,7 @@ idempotency = Table(
     Column("status", SmallInteger, nullable=False, server_default=text("0")),  # 0 = still running
     _text("answer", nullable=True),
     _id("owner", nullable=False),  # which request runs it
+    _id("seed", nullable=False),  # where all that it makes has its ids from
     _int("started_at_ms"),
     _int("expires_at_ms"),
     PrimaryKeyConstraint("scope", "key"),

@@ -37,7 +37,8 @@ async def test_what_is_done_is_answered_again_for_a_day(store: Store) -> None:
     again = await store.idempotency.begin(SCOPE, KEY, BODY, now_ms=NOW_MS + KEPT_MS - 1)
     assert again == Replay(201, '{"a":1}')
     later = await begun(store, now_ms=NOW_MS + KEPT_MS)
-    assert not later.again
+    assert not later.again  # and nothing of then is found
+    assert later.seed == later.owner
 
 
 async def test_another_body_under_the_same_key_is_a_conflict(store: Store) -> None:
@@ -65,11 +66,20 @@ async def test_who_died_blocks_its_key_for_a_while_and_is_then_taken_over(store:
         await store.idempotency.begin(SCOPE, KEY, BODY, now_ms=NOW_MS + RUNNING_MAX_MS - 1)
     second = await begun(store, now_ms=NOW_MS + RUNNING_MAX_MS)
     assert second.again
+    assert second.seed == first.seed
     # and whoever lives after all has no say any more
     await store.idempotency.finish(first, status=200, answer="first")
     await store.idempotency.give_up(first)
     await store.idempotency.finish(second, status=200, answer="second")
     assert await store.idempotency.begin(SCOPE, KEY, BODY, now_ms=NOW_MS) == Replay(200, "second")
+
+
+async def test_what_ended_unknown_is_taken_over_at_once(store: Store) -> None:
+    first = await begun(store)
+    await store.idempotency.leave(first)
+    second = await begun(store, now_ms=NOW_MS + 1)
+    assert second.again
+    assert second.seed == first.seed
 
 
 async def test_old_answers_are_forgotten_and_young_ones_are_not(store: Store) -> None:

@@ -41,6 +41,7 @@ def _idempotency() -> None:
         sa.Column("status", sa.SmallInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("answer", sa.Text(), nullable=True),
         sa.Column("owner", sa.String(length=36), nullable=False),
+        sa.Column("seed", sa.String(length=36), nullable=False),
         sa.Column("started_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("scope", "key", name=op.f("pk_idempotency")),
