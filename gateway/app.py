@@ -37,6 +37,7 @@ from gateway.quota.clock import ServerClock
 from gateway.quota.drift import Drift
 from gateway.quota.holds import Holds
 from gateway.quota.keys import KeyHasher
+from gateway.quota.metered import Metered
 from gateway.quota.notices import Notices
 from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
@@ -143,7 +144,7 @@ async def build(
         tasks=tasks,
         metrics=metrics,
     )
-    frame = _frame(store, quota, callers, hasher, States(engine, quota.turner), lambda: worker.installation.config)
+    frame = _frame(gateway, engine, store, hasher, lambda: worker.installation.config)
     worker = Worker(installation, store, client, engine, gateway, reaper, courier, metrics, frame)
     await quota.warm_up(reassert_wait_ms)
     for name, work in (
@@ -158,19 +159,25 @@ async def build(
     return worker
 
 
-def _frame(
-    store: Store, quota: Quota, callers: Callers, hasher: KeyHasher, states: States, config: Callable[[], Config]
-) -> Frame:
+def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, config: Callable[[], Config]) -> Frame:
     """What the billing APIs stand on."""
+    quota = gateway.quota
     desk = Desk(
         store=store,
         catalog=lambda: config().catalog,
         hasher=hasher,
-        states=states,
+        states=States(engine, quota.turner),
         now_ms=quota.clock.now_ms,
         actor="system",
     )
-    return Frame(desk=desk, callers=callers, quota=quota, quota_status=lambda: config().settings.quota_status)
+    return Frame(
+        desk=desk,
+        callers=gateway.callers,
+        quota=quota,
+        metered=Metered(engine, quota, gateway.metrics),
+        quota_status=lambda: config().settings.quota_status,
+        spawn=gateway.tasks.spawn,
+    )
 
 
 def _quota(

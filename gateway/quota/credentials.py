@@ -48,16 +48,24 @@ async def bind(callers: Callers, caller: Caller, headers: Mapping[str, str]) -> 
         raise AccountNotFound("This is a service key: name the account in the Tollgate-Account header.")
     user = named(headers, "Tollgate-User", NAME_CHARACTERS_MAX)
     team = named(headers, "Tollgate-Team", NAME_CHARACTERS_MAX)
+    return await bound(callers, caller, user=user, team=team, prefix="Tollgate-")
+
+
+async def bound(callers: Callers, caller: Caller, *, user: str | None, team: str | None, prefix: str = "") -> Caller:
+    """The caller as this user of this team. ``prefix``: what stands before ``User`` and ``Team`` where they were named.
+
+    Raises NotFound (team), BadRequest (too_many_users), StoreUnavailable.
+    """
     if user is None and team is None:
         return caller
     caller = await callers.with_user(caller, user, team)
     if team is not None and caller.team_id is None:
-        raise NotFound("This account has no such team.", param="Tollgate-Team")
+        raise NotFound("This account has no such team.", param=f"{prefix}Team" if prefix else "team")
     if user is not None and caller.user_id is None:
         raise BadRequest(
             "too_many_users",
             "This account has named as many users as it may. Create this one first.",
-            param="Tollgate-User",
+            param=f"{prefix}User" if prefix else "user",
         )
     return caller
 

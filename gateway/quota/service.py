@@ -323,6 +323,10 @@ class Quota:
         await asyncio.sleep(RESERVE_DEADLINE_MS / 1000)
         await self._until_answered(lambda: self._engine.release_id(account_id, hold_id))
 
+    def discard(self, account_id: str, hold_id: str) -> None:
+        """Free a hold whose reserve was answered, but whose caller was not, behind the caller's back."""
+        self._spawn(self._release_later(account_id, hold_id))
+
     async def end(self, admission: Admission, bill: Bill) -> None:
         """Settle or release. The charge is in memory before anything is awaited."""
         hold = self.holds.remove(admission.hold)

@@ -130,6 +130,14 @@ class Grants:
             await record(connection, "revoke", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             return grant_of((await connection.execute(select(grants).where(*mine))).one())
 
+    async def used(self, account_id: str, wallet: str) -> dict[int, int]:
+        """What was ever used of a wallet, by grant. Raises StoreUnavailable."""
+        query = select(grants.c.number, grants.c.used).where(
+            grants.c.account_id == account_id, grants.c.wallet == wallet
+        )
+        async with self._database.read() as connection:
+            return {row.number: row.used for row in await connection.execute(query)}
+
     async def list(self, account_id: str, *, open_at_ms: int | None = None) -> tuple[GrantState, ...]:
         """The account's grants in the order they were made; ``open_at_ms``: only those open then."""
         async with self._database.read() as connection:

@@ -37,9 +37,13 @@ Not here: what routes do, and the admin token's check for a whole listener (``ga
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -60,18 +64,22 @@ from gateway.errors import (
     NotFound,
     Refusal,
     RequestError,
+    StoreUnavailable,
     TollgateError,
     tollgate_member,
 )
 from gateway.quota.callers import FRESH_S, Callers
-from gateway.quota.credentials import account_ref, bind, key_of
+from gateway.quota.credentials import account_ref, bind, key_of, named
 from gateway.quota.keys import display_prefix
+from gateway.quota.metered import Metered
 from gateway.quota.service import Quota
 from gateway.store.common import storable
+from gateway.store.idempotency import Begun, Replay
 
 log = logging.getLogger(__name__)
 
 BODY_S: Final = 30.0
+IDEMPOTENCY_KEY_MAX: Final = 255
 _ADMIN_ACTOR: Final = "admin"
 _NAMES: Final = tuple(Named.model_fields)
 
@@ -83,7 +91,9 @@ class Frame:
     desk: Desk
     callers: Callers
     quota: Quota
+    metered: Metered
     quota_status: Callable[[], int]  # of lasting quota refusals: 429 or 402
+    spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]  # work that nobody's leaving ends
 
     def mount(self, app: web.Application, routes: Iterable[Route]) -> None:
         """Serve these routes through ``app``."""
@@ -95,6 +105,8 @@ class Frame:
             call_id = str(uuid7())
             try:
                 call = await self._understood(route, request, call_id)
+                if route.idempotent:
+                    return await asyncio.shield(self.spawn(self._once(route, call)))
                 return _response(route, await route.handler(call), call_id)
             except TollgateError as error:
                 problem = error
@@ -107,19 +119,43 @@ class Frame:
 
         return serve
 
+    async def _once(self, route: Route, call: Call[Any, Any]) -> web.StreamResponse:
+        """A request that may be repeated: with an ``Idempotency-Key`` it is done once, and answered again as then."""
+        key = named(call.request.headers, "Idempotency-Key", IDEMPOTENCY_KEY_MAX)
+        if key is None:
+            return _response(route, await route.handler(call), call.id)
+        done = self.desk.store.idempotency
+        begun = await done.begin(_scope(call), key, _digest(call.sent), now_ms=self.desk.now_ms())
+        if isinstance(begun, Replay):
+            headers = {
+                **SERVER,
+                "Tollgate-Request-Id": call.id,
+                "Cache-Control": "no-store",
+                "Tollgate-Replayed": "true",
+            }
+            return web.Response(status=begun.status, body=begun.answer, content_type=JSON, headers=headers)
+        ending: Callable[[Begun], Awaitable[None]] = done.leave
+        try:
+            response = _response(route, await route.handler(replace(call, begun=begun)), call.id)
+            assert isinstance(response, web.Response) and isinstance(response.body, bytes), "what is kept is whole"
+            keep = partial(done.finish, status=response.status, answer=response.body.decode())
+            ending = keep if response.status < 400 else done.give_up
+            return response
+        except TollgateError as error:
+            ending = done.leave if error.status >= 500 else done.give_up
+            raise
+        finally:
+            with suppress(StoreUnavailable):  # then the next one takes it over, and finds what was done
+                await ending(begun)
+
     def refused(self, error: TollgateError, call_id: str) -> web.Response:
         """An error's response."""
-        problem: dict[str, object] = {"code": error.code, "message": error.message}
-        if error.param is not None:
-            problem["param"] = error.param
-        if isinstance(error, Refusal) or error.detail is not None:
-            problem["tollgate"] = tollgate_member(error)
         headers = refusal_headers(error, request_id=call_id)
         if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return web.Response(
             status=status_of(error, self.quota_status()),
-            body=orjson.dumps({"error": problem}),
+            body=orjson.dumps({"error": problem_of(error)}),
             content_type=JSON,
             headers=headers,
         )
@@ -149,7 +185,29 @@ class Frame:
             body=_validated(route.body, body) if isinstance(route.body, type) else body,
             key=key,
             caller=caller,
+            sent=body,
         )
+
+
+def problem_of(error: TollgateError) -> dict[str, object]:
+    """An error, as it stands under ``error``."""
+    problem: dict[str, object] = {"code": error.code, "message": error.message}
+    if error.param is not None:
+        problem["param"] = error.param
+    if isinstance(error, Refusal) or error.detail is not None:
+        problem["tollgate"] = tollgate_member(error)
+    return problem
+
+
+def _scope(call: Call[Any, Any]) -> str:
+    """Where an ``Idempotency-Key`` counts: whose credential, for which account, on which route."""
+    who, account = ("admin", "") if call.caller is None else (call.caller.key_id, call.account.id)
+    return f"{who} {account} {call.request.method} {call.request.path}"
+
+
+def _digest(sent: object) -> str:
+    """The same for the same JSON, in whatever order and spacing it came."""
+    return hashlib.sha256(orjson.dumps(sent, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def errors_as_json(frame: Frame) -> Any:
@@ -213,7 +271,7 @@ def _validated(model: type[BaseModel], value: Any) -> BaseModel:
         return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ".".join(shown(str(part)) for part in first["loc"]) or None
+    param = ".".join(shown(str(part)) for part in first["loc"] if part != "") or None
     name = param or "The request"
     match first["type"]:
         case "extra_forbidden":

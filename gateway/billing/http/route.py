@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from gateway.billing.http.models import NoQuery
 from gateway.billing.office import Office
 from gateway.domain.accounts import Account, Caller
+from gateway.store.idempotency import Begun
 
 if TYPE_CHECKING:
     from gateway.billing.http.frame import Frame
@@ -71,6 +72,8 @@ class Call(Generic[Q, B]):
     body: B
     key: str | None  # as it was sent; never logged
     caller: Caller | None
+    sent: object = None  # the body's JSON, without the account's name
+    begun: Begun | None = None  # of a request with an Idempotency-Key: where all that it makes has its ids from
 
     @property
     def account(self) -> Account:
@@ -102,7 +105,7 @@ class Route:
     status: int = 200
     others: Mapping[int, type[BaseModel]] = field(default_factory=dict)  # answers with other statuses
     body_bytes_max: int = BODY_BYTES_MAX
-    idempotent: bool = False  # takes an Idempotency-Key
+    idempotent: bool = False  # takes an Idempotency-Key, and goes on to its end when its client leaves
     compares_rev: bool = False  # its work compares the account's rev in Redis: a caller may be remembered
 
 
