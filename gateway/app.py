@@ -46,6 +46,7 @@ from gateway.quota.states import States
 from gateway.quota.timed import TimedClient
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
+from gateway.quota.watch import Watch
 from gateway.store import migration
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
@@ -213,6 +214,7 @@ def _quota(
         scribe=scribe,
         turner=turner,
         versions=versions,
+        watch=Watch(store.alerts, turner, catalog=catalog, now_ms=clock.now_ms),
         metrics=metrics,
         partitions=engine.partitions,
         now_ms=clock.now_ms,

@@ -2,7 +2,7 @@
 
 Rules
 1. An alert is raised at most once per account and key; the key says what it is about and in which period.
-2. A trial is about to end when less than a day, or less than a seventh of it, is left: whichever comes later.
+2. A trial is about to end when at most a day and at most a seventh of it are left.
 3. A wallet is low when a charge takes it from at or above its mark to below it; that can happen again only after
    something has brought it above.
 4. Use is rapid when an account (a user of it, where the call names one) made more than ``uses`` charged calls within
@@ -42,6 +42,7 @@ EMAIL: Final = "email"
 CHANNELS: Final = (WEBHOOK, EMAIL)
 
 DAY_MS: Final = 86_400_000
+TRIAL_ENDING_PARTS: Final = 7
 SPIKE_SLICES: Final = 7
 SPIKE_CALLS_MIN: Final = 10
 SIGNING_KEY_BYTES_MIN: Final = 16
@@ -115,12 +116,9 @@ def period_of(subscription: Subscription, now_ms: int) -> str:
     return f"{subscription.plan}:{end_ms if 0 < end_ms <= now_ms else start_ms}"
 
 
-def trial_ending_from_ms(subscription: Subscription) -> int:
-    """From when on a trial is about to end; 0 = it is no trial (rule 2)."""
-    ends_ms = subscription.trial_ends_at_ms
-    if ends_ms == 0:
-        return 0
-    return ends_ms - min(DAY_MS, max(0, ends_ms - subscription.period_starts_at_ms) // 7)
+def trial_key(subscription: Subscription) -> str:
+    """What names a trial in a key; one that was prolonged ends another time."""
+    return f"{subscription.id}:{subscription.trial_ends_at_ms}"
 
 
 def is_spike(spike: Spike, *, recent: int, calls: int, past: int) -> bool:

@@ -17,9 +17,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from gateway.domain import alerts, turns
+from gateway.domain import alerts, tidings
 from gateway.domain.accounts import Account
-from gateway.domain.periods import rfc3339
 from gateway.domain.plans import Catalog
 from gateway.errors import Refusal, StoreUnavailable
 from gateway.metrics import Metrics
@@ -73,13 +72,7 @@ class Notices:
         key = f"{wallet}:{permille}:{alerts.period_of(subscription, now_ms)}"
         if not self._is_new(account.id, alerts.THRESHOLD, key):
             return
-        resets_at_ms = turns.refills_at_ms(catalog, subscription)
-        detail = {
-            **_wallet(catalog, wallet),
-            "percent": f"{permille / 10:g}",
-            "plan": _label(catalog, subscription.plan),
-            "resets_at": rfc3339(resets_at_ms) if resets_at_ms else None,
-        }
+        detail = tidings.threshold(catalog, subscription, wallet, permille)
         self._add(NewAlert(account.id, alerts.THRESHOLD, key, detail, now_ms))
 
     def refused(self, account_id: str, situation: Situation, refusal: Refusal) -> None:
@@ -145,15 +138,6 @@ class Notices:
         await self._idle.wait()
 
 
-def _label(catalog: Catalog, plan: str) -> str:
-    return catalog.plans[plan].label if plan in catalog.plans else plan
-
-
-def _wallet(catalog: Catalog, wallet: str) -> dict[str, str]:
-    meter = catalog.meters.get(wallet)
-    return {"wallet": wallet, "unit": wallet if meter is None else meter.unit}
-
-
 def _refusal(situation: Situation, refusal: Refusal) -> dict[str, object]:
     """What the refused caller was told: with the way out of it."""
     detail = refusal.detail
@@ -161,7 +145,7 @@ def _refusal(situation: Situation, refusal: Refusal) -> dict[str, object]:
         "reason": refusal.code,
         "title": refusal.title,
         "message": refusal.message[:_TEXT_MAX],
-        **_wallet(situation.catalog, situation.feature.wallet),
+        **tidings.wallet_of(situation.catalog, situation.feature.wallet),
         "feature": situation.feature.name,
         "plan": situation.plan.label,
         "scope": detail.scope if detail is not None else None,

@@ -20,6 +20,7 @@ from gateway.quota.drift import Drift
 from gateway.quota.scribe import Scribe
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
+from gateway.quota.watch import Watch
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import ChargeState, OutboxEntry
@@ -71,6 +72,7 @@ class Reaper:
         scribe: Scribe,
         turner: Turner,
         versions: Versions,
+        watch: Watch,
         metrics: Metrics,
         partitions: int,
         now_ms: Callable[[], int],
@@ -84,6 +86,7 @@ class Reaper:
         self._scribe = scribe
         self._turner = turner
         self._versions = versions
+        self._watch = watch
         self._metrics = metrics
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
@@ -117,6 +120,7 @@ class Reaper:
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
             await self._versions.follow_all()
+        await self._watch.look()
         for failure in tended:  # of one partition, and no reason to leave the rest undone
             if failure is not None:
                 raise failure

@@ -13,25 +13,30 @@ Not here: what is noticed (``quota``), and the sending (``billing.alerts``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Row, and_, delete, exists, func, select, update
+from sqlalchemy import Row, Text, and_, cast, delete, exists, func, literal, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from gateway.domain.alerts import EMAIL
+from gateway.domain.accounts import Subscription
+from gateway.domain.alerts import DAY_MS, EMAIL, TRIAL_ENDING, TRIAL_ENDING_PARTS
 from gateway.errors import BadRequest
+from gateway.store.accounts import SUBSCRIPTION_COLUMNS, subscription_of
 from gateway.store.common import Page, inserting, page_of, page_size
 from gateway.store.database import Database
-from gateway.store.schema import accounts
+from gateway.store.schema import accounts, subscriptions
 from gateway.store.schema_alerts import alert_deliveries, alerts
 
 PENDING: Final = "pending"
 SENT: Final = "sent"
 FAILED: Final = "failed"
 ANNOUNCED_AT_ONCE: Final = 200
+AT_ONCE: Final = 100
 _ERROR_MAX: Final = 200
+_TRIALING: Final = (subscriptions.c.ended_at_ms == 0, subscriptions.c.status == literal_column("'trialing'"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,40 @@ class Alerts:
             return AlertRecord(_alert_of(row), tuple(deliveries.get(row.id, ())))
 
         return page_of(rows, size, read, lambda row: str(row.id))
+
+    # --- noticing ----------------------------------------------------------------------------------------------------
+
+    async def trials_over(self, *, now_ms: int, limit: int = AT_ONCE) -> tuple[str, ...]:
+        """Accounts whose trial has ended, and nobody has turned it. Raises StoreUnavailable."""
+        query = (
+            select(subscriptions.c.account_id)
+            .where(*_TRIALING, subscriptions.c.trial_ends_at_ms <= now_ms)
+            .order_by(subscriptions.c.trial_ends_at_ms)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return tuple((await connection.execute(query)).scalars())
+
+    async def trials_ending(self, *, now_ms: int, limit: int = AT_ONCE) -> tuple[tuple[str, Subscription], ...]:
+        """(account, subscription) of trials that are about to end, and nobody was told. Raises StoreUnavailable."""
+        ends_ms, starts_ms = subscriptions.c.trial_ends_at_ms, subscriptions.c.period_starts_at_ms
+        key = literal(f"{TRIAL_ENDING}:") + subscriptions.c.id + ":" + cast(ends_ms, Text)
+        told = exists().where(alerts.c.account_id == subscriptions.c.account_id, alerts.c.key == key)
+        query = (
+            select(subscriptions.c.account_id, *SUBSCRIPTION_COLUMNS)
+            .where(
+                *_TRIALING,
+                ends_ms > now_ms,
+                ends_ms <= now_ms + DAY_MS,
+                (ends_ms - now_ms) * TRIAL_ENDING_PARTS <= ends_ms - starts_ms,
+                ~told,
+            )
+            .order_by(ends_ms)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+        return tuple((row.account_id, subscription_of(row)) for row in rows)
 
     # --- announcing and sending ------------------------------------------------------------------------------------
 
@@ -274,6 +313,11 @@ def _values(new: NewAlert) -> dict[str, Any]:
         "announced_at_ms": new.at_ms if new.news_until_ms else 0,
         "news_until_ms": new.news_until_ms,
     }
+
+
+def alert_texts(new: NewAlert) -> dict[str, Any]:
+    """The columns of an alert as a script writes them."""
+    return {**_values(new), "detail": json.dumps(dict(new.detail))}
 
 
 def _alert_of(row: Row[Any]) -> Alert:

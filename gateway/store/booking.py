@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
+from gateway.domain.alerts import LowMark
 from gateway.domain.charges import (
     LAPSED,
     REVERSED,
@@ -68,9 +69,17 @@ class Account:
     seq_before: int = 0
     posted: list[tuple[str, int, int]] = field(default_factory=list)  # (wallet, grant, amount)
     budget_uses: dict[tuple[int, int], int] = field(default_factory=dict)
+    left_before: dict[str, int] = field(default_factory=dict)  # of wallets that can be low, before the batch
 
     def __post_init__(self) -> None:
         self.seq_before = self.seq
+
+    def left(self, wallet: str, at_ms: int) -> int:
+        """What the wallet's open grants have left."""
+        return sum(grant.left for grant in self.grants.values() if grant.wallet == wallet and grant.is_open(at_ms))
+
+    def granted(self, wallet: str, at_ms: int) -> int:
+        return sum(grant.amount for grant in self.grants.values() if grant.wallet == wallet and grant.is_open(at_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +102,23 @@ class Known:
         return cls(values["account_id"], values["state"], ChargeChange(values["seq"], lines, budgets), values)
 
 
+@dataclass(frozen=True, slots=True)
+class Low:
+    """A wallet that has less than its mark since the charge ``seq``; amounts in steps."""
+
+    account_id: str
+    wallet: str
+    seq: int
+    left: int
+    mark: int
+
+
 class Batch:
     """The accounts of a batch, what is known of its holds, and what is to be written."""
 
-    def __init__(self, accounts: dict[str, Account]) -> None:
+    def __init__(self, accounts: dict[str, Account], marks: Mapping[str, LowMark] | None = None) -> None:
         self.accounts = accounts
+        self._marks = marks or {}
         self.known: dict[str, list[Known]] = {}
         self.usage: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
@@ -156,6 +177,9 @@ class Batch:
     ) -> Known:
         """Give the change its seq, move the balances, and keep its row."""
         account.seq += 1
+        wallet, at_ms = values["wallet"], values["at_ms"]
+        if wallet in self._marks and wallet not in account.left_before:
+            account.left_before[wallet] = account.left(wallet, now_ms)
         texts = []
         for line in lines:
             grant = account.grants[line.grant]
@@ -167,17 +191,27 @@ class Batch:
         for budget in budgets:
             key = (budget.budget, budget.starts_at_ms)
             account.budget_uses[key] = account.budget_uses.get(key, 0) + budget.amount
-        wallet, at_ms = values["wallet"], values["at_ms"]
         values.update(
             seq=account.seq,
             committed_at_ms=now_ms,
-            balance_after=sum(g.left for g in account.grants.values() if g.wallet == wallet and g.is_open(at_ms)),
+            balance_after=account.left(wallet, at_ms),
             lines=f"[{','.join(texts)}]",
             budgets=_dumps([(line.budget, line.starts_at_ms, line.amount) for line in budgets]),
         )
         self.usage.append(values)
         change = ChargeChange(account.seq, tuple(lines), tuple(budgets))
         return Known(account.id, values["state"], change, values)
+
+    def became_low(self, now_ms: int) -> list[Low]:
+        """The wallets that this batch takes from at or above their mark to below it."""
+        found = []
+        for account in self.accounts.values():
+            for wallet, before in account.left_before.items():
+                mark = self._marks[wallet].of(account.granted(wallet, now_ms))
+                left = account.left(wallet, now_ms)
+                if left < mark <= before:
+                    found.append(Low(account.id, wallet, account.seq, left, mark))
+        return found
 
     def _reject(self, row: ChargeRow, why: str, now_ms: int) -> None:
         self.rejects.append(

@@ -148,6 +148,9 @@ subscriptions = Table(
     Index("ix_subscriptions_begun_ahead", "period_ends_at_ms",
           sqlite_where=text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms"),
           postgresql_where=text("ended_at_ms = 0 AND granted_until_ms > period_ends_at_ms")),
+    Index("ix_subscriptions_trials", "trial_ends_at_ms",
+          sqlite_where=text("ended_at_ms = 0 AND status = 'trialing'"),
+          postgresql_where=text("ended_at_ms = 0 AND status = 'trialing'")),
     Index("ix_subscriptions_granted_until", "granted_until_ms",
           sqlite_where=text("ended_at_ms = 0"), postgresql_where=text("ended_at_ms = 0")),
 )  # fmt: skip

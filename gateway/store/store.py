@@ -98,7 +98,7 @@ def open_store(
         payments=Payments(database, catalog),
         state=State(database, subscriptions, now_ms=now_ms),
         sums=Sums(database),
-        writer=Writer(database, now_ms=now_ms),
+        writer=Writer(database, catalog, now_ms=now_ms),
         usage=UsageLog(database),
         ledger=Ledger(database),
         alerts=Alerts(database),

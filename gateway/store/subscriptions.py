@@ -18,12 +18,15 @@ from typing import Any, Final
 from sqlalchemy import Row, and_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.domain import tidings
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
+from gateway.domain.alerts import TRIAL_EXPIRED, trial_key
 from gateway.domain.grants import period_grants
 from gateway.domain.plans import Catalog
 from gateway.domain.turns import Stay, Turned, begin, decide, end_now, goes_on, renewed
 from gateway.errors import BadRequest, Conflict
 from gateway.store.accounts import account_of, current, subscription_of
+from gateway.store.alerts import NewAlert, raise_alert
 from gateway.store.common import changed, lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import insert_grants
@@ -93,6 +96,8 @@ class Subscriptions:
             turned = await apply(connection, row, decision, catalog, now_ms, taken)
             if turned.outcome != "stay":
                 await finish(connection, row, turned.outcome, "clock", now_ms, {"from": row.plan, "to": turned.to})
+            if row.trial_ends_at_ms and turned.outcome in ("fallback", "ended"):
+                await raise_alert(connection, _trial_expired(catalog, row, turned, now_ms))
             return turned
 
     def rolling(self) -> tuple[str, ...]:
@@ -272,3 +277,9 @@ class Subscriptions:
         """What is paid for moves along with a period's end."""
         beyond_ms = subscription.paid_until_ms - subscription.period_ends_at_ms
         return ends_at_ms + max(beyond_ms, 0) if subscription.paid_until_ms else 0
+
+
+def _trial_expired(catalog: Catalog, row: Row[Any], turned: Turned, now_ms: int) -> NewAlert:
+    ended_ms = row.trial_ends_at_ms
+    detail = tidings.trial_expired(catalog, row.plan, ended_at_ms=ended_ms, following=turned.to)
+    return NewAlert(row.id, TRIAL_EXPIRED, trial_key(subscription_of(row)), detail, now_ms)

@@ -8,6 +8,7 @@ Rules
 3. Every answer has all changes of its hold, old and new: a commit whose reply was lost is simply repeated.
 4. A charge that cannot be booked (no such account or grant) must not hold up the others: it goes to ``usage_rejects``,
    where the audit finds it.
+5. A wallet that a batch takes below its mark is an alert of the same transaction.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, bindparam, case, func, insert, or_, select, update
 
+from gateway.domain import tidings
+from gateway.domain.alerts import LOW_BALANCE
 from gateway.domain.charges import ChargeRow, Committed
 from gateway.domain.ledger import charge_entries
+from gateway.domain.plans import Catalog
 from gateway.errors import Conflict, StoreUnavailable
+from gateway.store.alerts import NewAlert, alert_texts
 from gateway.store.booking import TIME_MAX_MS, Account, Batch, Grant, Known
 from gateway.store.common import among, inserting, storable, wall_clock_ms
 from gateway.store.database import Database, Dialect
 from gateway.store.grants import entry_values
 from gateway.store.schema import accounts, budget_uses, budgets, grants, ledger, usage, usage_rejects
+from gateway.store.schema_alerts import alerts
 from gateway.store.script import Prepared, Script, prepare
 
 BATCH_MAX: Final = 1000
@@ -36,8 +42,11 @@ _USAGE: Final = tuple(column.name for column in usage.c)
 class Writer:
     """Commits charges."""
 
-    def __init__(self, database: Database, *, now_ms: Callable[[], int] = wall_clock_ms) -> None:
+    def __init__(
+        self, database: Database, catalog: Callable[[], Catalog], *, now_ms: Callable[[], int] = wall_clock_ms
+    ) -> None:
         self._database = database
+        self._catalog = catalog
         self._now_ms = now_ms
         self._sql = _Statements.of(database.dialect)
 
@@ -68,7 +77,8 @@ class Writer:
         ids = sorted({row.account_id for row in rows if storable(row.account_id)})
         holds = [row.hold_id for row in rows if storable(row.hold_id)]
         seqs = yield sql.lock, {"ids": ids}
-        batch = Batch({account_id: Account(account_id, seq) for account_id, seq in seqs})
+        marks = self._catalog().alerts.low_balance
+        batch = Batch({account_id: Account(account_id, seq) for account_id, seq in seqs}, marks)
         for row in (yield sql.known, {"holds": holds}):
             known = Known.of(dict(zip(_USAGE, row, strict=True)))
             batch.known.setdefault(known.values["hold_id"], []).append(known)
@@ -103,11 +113,27 @@ class Writer:
             entries += entry_values(account.id, posted, now_ms=now_ms)
         writes = (
             (sql.reject, batch.rejects), (sql.usage, batch.usage), (sql.seq, seqs), (sql.used, used), (sql.use, uses),
-            (sql.entry, entries),
+            (sql.entry, entries), (sql.alert, self._low(batch, now_ms)),
         )  # fmt: skip
         for statement, values in writes:
             if values:
                 yield statement, values
+
+    def _low(self, batch: Batch, now_ms: int) -> list[dict[str, Any]]:
+        """The alerts of wallets that became low: told of exactly when the charge that did it is booked."""
+        catalog = self._catalog()
+        return [
+            alert_texts(
+                NewAlert(
+                    low.account_id,
+                    LOW_BALANCE,
+                    f"{low.wallet}:{low.seq}",
+                    tidings.low_balance(catalog, low.wallet, available=low.left, mark=low.mark),
+                    now_ms,
+                )
+            )
+            for low in batch.became_low(now_ms)
+        ]
 
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> tuple[tuple[str, int], ...]:
         """(account, last seq) of the charges written between ``newer_than_ms`` and ``older_than_ms`` ago: what Redis
@@ -137,6 +163,7 @@ class _Statements:
     used: Prepared
     use: Prepared
     entry: Prepared
+    alert: Prepared
 
     @classmethod
     @cache
@@ -172,5 +199,10 @@ class _Statements:
             use=prepare(dialect, adding, "account_id", "number", "starts_at_ms", "used"),
             entry=prepare(
                 dialect, insert(ledger).inline(), *(column.name for column in ledger.c if column.name != "id")
+            ),
+            alert=prepare(
+                dialect,
+                inserting(dialect, alerts).inline().on_conflict_do_nothing(),
+                *(column.name for column in alerts.c if column.name != "id"),
             ),
         )

@@ -7,11 +7,13 @@ import asyncio
 import pytest
 
 from gateway.domain.accounts import Account
+from gateway.domain.alerts import trial_key
+from gateway.domain.periods import rfc3339
 from gateway.errors import BadRequest
 from gateway.store.alerts import NewAlert, raise_alert
 from gateway.store.store import Store
 from tests.support import stores
-from tests.support.stores import NOW_MS, Place
+from tests.support.stores import DAY_MS, NOW_MS, Place
 
 LEASE_MS = 60_000
 
@@ -137,3 +139,62 @@ async def test_news_is_told_to_listeners_is_no_alert_and_goes_away(store: Store)
     assert [each.kind for each in await store.alerts.since(before, account_id=account.id)] == ["threshold"]
     await store.alerts.raise_all([alert(other, "later")])
     assert await store.alerts.newest() > newest, "an id is never used again"
+
+
+async def test_a_trial_that_is_about_to_end_is_found_until_it_was_told(store: Store) -> None:
+    """A trial of seven days: a day before its end. Told is told, until the trial is prolonged."""
+    account = await _account(store)
+    await store.accounts.create("Paying", now_ms=NOW_MS, plan="pro")
+    ends_ms = NOW_MS + 7 * DAY_MS
+    for at_ms, expected in [
+        (NOW_MS, []),
+        (ends_ms - DAY_MS - 1, []),
+        (ends_ms - DAY_MS, [account.id]),
+        (ends_ms - 1, [account.id]),
+        (ends_ms, []),
+    ]:
+        found = await store.alerts.trials_ending(now_ms=at_ms)
+        assert [account_id for account_id, _ in found] == expected, at_ms
+    ((_, subscription),) = await store.alerts.trials_ending(now_ms=ends_ms - 1)
+    await store.alerts.raise_all([alert(account, trial_key(subscription), "trial_ending")])
+    assert await store.alerts.trials_ending(now_ms=ends_ms - 1) == ()
+    await store.subscriptions.extend(account.id, ends_at_ms=ends_ms + 60_000, now_ms=NOW_MS)
+    assert len(await store.alerts.trials_ending(now_ms=ends_ms)) == 1
+
+
+async def test_a_short_trial_is_about_to_end_in_its_last_seventh(store: Store) -> None:
+    account = await _account(store)
+    await store.subscriptions.extend(account.id, ends_at_ms=NOW_MS + 7000, now_ms=NOW_MS)
+    assert await store.alerts.trials_ending(now_ms=NOW_MS + 5999) == ()
+    assert len(await store.alerts.trials_ending(now_ms=NOW_MS + 6000)) == 1
+
+
+async def test_the_turn_that_ends_a_trial_tells_of_it_once(place: Place, store: Store) -> None:
+    account = await _account(store)
+    ends_ms = NOW_MS + 7 * DAY_MS
+    assert await store.alerts.trials_over(now_ms=ends_ms - 1) == ()
+    assert await store.alerts.trials_over(now_ms=ends_ms) == (account.id,)
+    async with stores.opened(place.url, place.folder) as second:
+        await asyncio.gather(
+            *(each.subscriptions.turn(account.id, now_ms=ends_ms) for each in (store, second, store, second))
+        )
+    assert await store.alerts.trials_over(now_ms=ends_ms) == ()
+    (record,) = (await store.alerts.list()).items
+    assert (record.alert.kind, dict(record.alert.detail)) == (
+        "trial_expired",
+        {
+            "plan": "Trial",
+            "ended_at": rfc3339(ends_ms),
+            "message": "Your 7-day free trial has expired.",
+            "plans": [],
+            "following": None,
+        },
+    )
+
+
+async def test_whoever_buys_before_the_end_hears_nothing_of_it(store: Store) -> None:
+    account = await _account(store)
+    await store.subscriptions.subscribe(account.id, "pro", now_ms=NOW_MS)
+    ends_ms = NOW_MS + 7 * DAY_MS
+    assert await store.alerts.trials_over(now_ms=ends_ms) == ()
+    assert await store.alerts.trials_ending(now_ms=ends_ms - 1) == ()

@@ -303,7 +303,7 @@ async def test_a_commit_whose_reply_was_lost_is_repeated_without_harm(place: Pla
     async with stores.opened(place.url, place.folder) as store:
         account = await store.accounts.create("Acme", now_ms=NOW_MS)
         rows = [charge(account, (1, 10)) for _ in range(5)]
-        writer = type(store.writer)(_Lossy(store.database), now_ms=stores.Clock())  # type: ignore[arg-type]
+        writer = type(store.writer)(_Lossy(store.database), lambda: stores.CATALOG, now_ms=stores.Clock())  # type: ignore[arg-type]
         for _ in range(3):
             with pytest.raises(StoreUnavailable):
                 await writer.commit(rows)

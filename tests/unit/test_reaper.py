@@ -23,6 +23,7 @@ from gateway.quota.states import States
 from gateway.quota.translate import snapshot_of
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
+from gateway.quota.watch import Watch
 from gateway.store.store import Store
 from limits.client import Client, connect
 from limits.engine import Engine
@@ -134,6 +135,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
             scribe=scribe,
             turner=turner,
             versions=Versions(store.plans, States(engine, turner), catalog=lambda: PLANS, clock=ServerClock()),
+            watch=Watch(store.alerts, turner, catalog=lambda: PLANS, now_ms=clock),
             metrics=metrics,
             partitions=PARTITIONS,
             now_ms=clock,

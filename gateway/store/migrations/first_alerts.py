@@ -13,6 +13,19 @@ def create() -> None:
     _marks()
 
 
+def index_trials() -> None:
+    """After the subscriptions' table."""
+    is_trial = sa.text("ended_at_ms = 0 AND status = 'trialing'")
+    op.create_index(
+        "ix_subscriptions_trials",
+        "subscriptions",
+        ["trial_ends_at_ms"],
+        unique=False,
+        sqlite_where=is_trial,
+        postgresql_where=is_trial,
+    )
+
+
 def _alerts() -> None:
     op.create_table(
         "alerts",

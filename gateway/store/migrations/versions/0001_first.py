@@ -28,6 +28,7 @@ def upgrade() -> None:
     _grants()
     _renewals()
     _subscriptions()
+    first_alerts.index_trials()
     _teams()
     _users()
     _keys()
