@@ -16,7 +16,7 @@ from gateway.billing.reports import WalletBalance
 from gateway.billing.views import View, account_view, balance_view, quantity, when
 from gateway.domain.plans import UNLIMITED, ByCard, Catalog, Feature, Fixed, PerThousandTokens, PerUse, Service
 from gateway.domain.rates import RateCard
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter, format_duration
+from gateway.domain.units import UNLIMITED_AMOUNT, Meter, format_duration, plain
 
 _PER = 1_000_000  # tokens: what card prices are told per
 
@@ -167,8 +167,8 @@ def card_view(card: RateCard, meter: Meter) -> View:
         "meter": card.meter,
         "version": card.version,
         "per": per,
-        **{name: _decimal(price * per / meter.scale) for name, price in prices.items()},
-        "request": _decimal(card.request / meter.scale),
+        **{name: plain(price * per / meter.scale) for name, price in prices.items()},
+        "request": plain(card.request / meter.scale),
     }
 
 
@@ -179,15 +179,6 @@ def _endless_part(price: Fraction) -> int:
         while rest % factor == 0:
             rest //= factor
     return rest
-
-
-def _decimal(value: Fraction) -> str:
-    """A fraction as a plain decimal, exact where it ends, else to 12 digits."""
-    digits = 0
-    while digits < 30 and (value * 10**digits).denominator != 1:
-        digits += 1
-    digits = min(digits, 12) if (value * 10**digits).denominator != 1 else digits
-    return Meter("price", digits).format(round(value * 10**digits))
 
 
 def feature_view(feature: Feature, meter: Meter) -> View:
@@ -211,7 +202,7 @@ def _service_view(service: Service, meter: Meter) -> View:
         "name": service.name,
         "wallet": service.wallet,
         "per": service.per,
-        "price": _decimal(Fraction(service.price) / meter.scale),
+        "price": plain(Fraction(service.price) / meter.scale),
         "minimum_balance": meter.format(service.minimum_balance),
         "increment": None if service.increment_s is None else format_duration(service.increment_s),
     }

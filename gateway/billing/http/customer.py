@@ -1,13 +1,47 @@
-"""``/api/billing``: what a customer sees and does with its own key."""
+"""``/api/billing``: what a customer sees with its own key: what it has, what it used, what there is to buy."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import AsyncIterator, Iterable
+from typing import Annotated, Any, Final
 
-from gateway.billing.http.answers import PlansAnswer
-from gateway.billing.http.models import NoQuery
-from gateway.billing.http.route import Call, Route, Who
-from gateway.billing.views import View, plan_view
+from aiohttp import web
+from pydantic import Field
+
+from gateway.billing import exports
+from gateway.billing.customer_views import forecast_view, rates_view, standing_view, subscription_view
+from gateway.billing.http.admin_reports import UsageFilter, UsageQuery, WalletQuery
+from gateway.billing.http.answers import PlansAnswer, TransactionAnswer
+from gateway.billing.http.customer_answers import (
+    ForecastAnswer,
+    KeysAnswer,
+    PackagesAnswer,
+    RatesAnswer,
+    RecordsAnswer,
+    StandingAnswer,
+    SubscriptionAnswer,
+)
+from gateway.billing.http.models import NAME_MAX, NoQuery, PageOf, SpanQuery
+from gateway.billing.http.route import Call, Raw, Route, Who
+from gateway.billing.money_views import package_view
+from gateway.billing.views import View, key_view, plan_view, total_view, transaction_view, usage_view
+from gateway.edge import SERVER
+from gateway.store.ledger import Times
+
+
+class RecordsQuery(UsageQuery):
+    by: Annotated[
+        str, Field(max_length=NAME_MAX, description="Sums too, by: day, month, feature, model, user_id, wallet, …; commas.")
+    ] = ""
+
+
+class EntriesQuery(SpanQuery):
+    wallet: Annotated[str | None, Field(max_length=NAME_MAX)] = None
+
+
+async def balance(call: Call[NoQuery, None]) -> View:
+    desk = call.office.desk
+    return standing_view(await call.office.outlook.standing(call.account.id), desk.catalog(), desk.now_ms())
 
 
 async def plans(call: Call[NoQuery, None]) -> View:
@@ -15,6 +49,104 @@ async def plans(call: Call[NoQuery, None]) -> View:
     return {"items": [plan_view(plan, catalog) for plan in catalog.plans.values()]}
 
 
+async def packages(call: Call[NoQuery, None]) -> View:
+    catalog = call.office.desk.catalog()
+    return {"items": [package_view(package, catalog) for package in catalog.packages.values()]}
+
+
+async def subscription(call: Call[NoQuery, None]) -> View:
+    desk = call.office.desk
+    return subscription_view(await call.office.outlook.standing(call.account.id), desk.catalog(), desk.now_ms())
+
+
+async def transactions(call: Call[WalletQuery, None]) -> View:
+    which = call.query
+    page = await call.office.reports.transactions(
+        call.account.id,
+        wallet=which.wallet,
+        times=Times(which.from_ms, which.to_ms),
+        cursor=which.cursor,
+        limit=which.limit,
+    )
+    meters = call.office.desk.catalog().meters
+    return {"items": [transaction_view(row, meters.get(row.wallet)) for row in page.items], "next": page.next}
+
+
+async def usage(call: Call[RecordsQuery, None]) -> View:
+    which, reports = call.query, call.office.reports
+    meters = call.office.desk.catalog().meters
+    by = tuple(name.strip() for name in which.by.split(",") if name.strip())
+    totals = await reports.totals(call.account.id, which.which(), by=by) if by else ()
+    page = await reports.records(call.account.id, which.which(), cursor=which.cursor, limit=which.limit)
+    return {
+        "totals": [total_view(total, by, meters.get(total.wallet)) for total in totals],
+        "items": [usage_view(row, meters.get(row.wallet)) for row in page.items],
+        "next": page.next,
+    }
+
+
+async def rates(call: Call[NoQuery, None]) -> View:
+    return rates_view(call.office.desk.catalog())
+
+
+async def forecast(call: Call[NoQuery, None]) -> View:
+    return forecast_view(await call.office.outlook.forecast(call.account.id), call.office.desk.catalog())
+
+
+async def keys(call: Call[NoQuery, None]) -> View:
+    desk = call.office.desk
+    return {"items": [key_view(key, desk.now_ms()) for key in await call.office.keys.list(call.account.id)]}
+
+
+async def usage_csv(call: Call[UsageFilter, None]) -> web.StreamResponse:
+    pages = call.office.exports.usage(call.account.id, await call.office.reports.filter(call.account.id, call.query.which()))
+    return await _csv(call, "usage.csv", exports.USAGE_COLUMNS, pages)
+
+
+async def transactions_csv(call: Call[EntriesQuery, None]) -> web.StreamResponse:
+    which = call.query
+    times = Times(which.from_ms, which.to_ms)
+    pages = call.office.exports.transactions(call.account.id, wallet=which.wallet, times=times)
+    return await _csv(call, "transactions.csv", exports.TRANSACTION_COLUMNS, pages)
+
+
+async def _csv(
+    call: Call[Any, None], name: str, columns: tuple[str, ...], pages: AsyncIterator[Iterable[View]]
+) -> web.StreamResponse:
+    """A page at a time, as fast as its reader reads; the first one is read before anything is answered."""
+    first = await anext(pages, [])
+    headers = {
+        **SERVER,
+        "Content-Type": f"{exports.CSV_TYPE}; charset=utf-8",
+        "Content-Disposition": f'attachment; filename="{name}"',
+        "Cache-Control": "no-store",
+        "Tollgate-Request-Id": call.id,
+    }
+    response = web.StreamResponse(headers=headers)
+    await response.prepare(call.request)
+    await response.write((exports.heading(columns) + exports.csv_lines(first, columns)).encode())
+    async for page in pages:
+        await response.write(exports.csv_lines(page, columns).encode())
+    await response.write_eof()
+    return response
+
+
+_CSV: Final = Raw(exports.CSV_TYPE)
 ROUTES: Final = (
-    Route("GET", "/api/billing/plans", Who.KEY, plans, PlansAnswer, "The plans that are for sale."),
+    Route("GET", "/api/billing/balance", Who.KEY, balance, StandingAnswer, "What each wallet has, and what was used."),
+    Route("GET", "/api/billing/plans", Who.SHOPPER, plans, PlansAnswer, "The plans that are for sale."),
+    Route("GET", "/api/billing/packages", Who.SHOPPER, packages, PackagesAnswer, "What can be bought once."),
+    Route("GET", "/api/billing/subscription", Who.KEY, subscription, SubscriptionAnswer,
+          "The account's plan: status, periods, terms, and what it allows."),
+    Route("GET", "/api/billing/transactions", Who.KEY, transactions, PageOf[TransactionAnswer],
+          "What moved the balances, the newest first.", query=WalletQuery),
+    Route("GET", "/api/billing/usage", Who.KEY, usage, RecordsAnswer, "What was used, the newest first, and in sums.",
+          query=RecordsQuery),
+    Route("GET", "/api/billing/rates", Who.KEY, rates, RatesAnswer, "What work costs."),
+    Route("GET", "/api/billing/forecast", Who.KEY, forecast, ForecastAnswer,
+          "When each wallet runs out at its recent pace."),
+    Route("GET", "/api/billing/keys", Who.KEY, keys, KeysAnswer, "The account's keys; the keys themselves are not told."),
+    Route("GET", "/api/billing/usage.csv", Who.KEY, usage_csv, _CSV, "Usage records as CSV.", query=UsageFilter),
+    Route("GET", "/api/billing/transactions.csv", Who.KEY, transactions_csv, _CSV, "Transactions as CSV.",
+          query=EntriesQuery),
 )  # fmt: skip
