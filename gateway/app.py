@@ -27,6 +27,7 @@ from gateway.domain.plans import Catalog
 from gateway.installation import Installation
 from gateway.metrics import Labels, Metrics
 from gateway.providers.tokens import Counter
+from gateway.proxy.explain import explain
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.leg.client import HttpLeg
 from gateway.proxy.listener import Runner
@@ -178,6 +179,8 @@ def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, co
         metered=Metered(engine, quota, gateway.metrics),
         quota_status=lambda: config().settings.quota_status,
         spawn=gateway.tasks.spawn,
+        public_pricing=lambda: config().settings.public_pricing,
+        explain=lambda document, **asked: explain(config(), quota, gateway.counter, document, **asked),
     )
 
 

@@ -2,7 +2,7 @@
 
 Rules
 1. CSV is RFC 4180: a heading, CRLF, quotes where they are needed, UTF-8.
-2. A cell that a spreadsheet would take for a formula begins with an apostrophe. Numbers stay numbers, negative ones too.
+2. A cell that a spreadsheet would take for a formula begins with an apostrophe. Numbers stay what they are.
 3. Newest first, as the lists are. What is written meanwhile is not in the file: it goes on from the page before.
 
 Source: https://www.rfc-editor.org/rfc/rfc4180, https://owasp.org/www-community/attacks/CSV_Injection
@@ -62,11 +62,11 @@ class ExportService:
 
 
 async def _pages(read: Callable[[str | None], Awaitable[Page[T]]]) -> AsyncIterator[tuple[T, ...]]:
+    """At least one, if an empty one."""
     cursor: str | None = None
     while True:
         page = await read(cursor)
-        if page.items:
-            yield page.items
+        yield page.items
         cursor = page.next
         if cursor is None:
             return

@@ -8,8 +8,10 @@ from gateway.billing.accounts import AccountService, MemberService
 from gateway.billing.audit import AuditService
 from gateway.billing.budgets import BudgetService
 from gateway.billing.desk import Desk
+from gateway.billing.exports import ExportService
 from gateway.billing.grants import GrantService
 from gateway.billing.keys import KeyService
+from gateway.billing.outlook import OutlookService
 from gateway.billing.packages import PackageService
 from gateway.billing.reports import ReportService
 from gateway.billing.subscriptions import SubscriptionService
@@ -28,6 +30,8 @@ class Office:
     packages: PackageService
     budgets: BudgetService
     reports: ReportService
+    outlook: OutlookService
+    exports: ExportService
     audit: AuditService
 
 
@@ -42,5 +46,7 @@ def office_at(desk: Desk) -> Office:
         packages=PackageService(desk),
         budgets=BudgetService(desk),
         reports=ReportService(desk),
+        outlook=OutlookService(desk),
+        exports=ExportService(desk),
         audit=AuditService(desk),
     )

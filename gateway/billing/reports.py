@@ -120,15 +120,16 @@ class ReportService:
         """The newest first. ``which`` may have the app's own names of user and team. Raises AccountNotFound, NotFound
         (user, team), BadRequest (cursor), StoreUnavailable."""
         account = await self._desk.account(account_ref)
-        which = await self._with_ids(account, which)
+        which = await self.with_ids(account, which)
         return await self._desk.store.usage.list(account.id, which, cursor=cursor, limit=limit)
 
     async def totals(self, account_ref: str, which: Filter, *, by: tuple[str, ...] = ()) -> tuple[Total, ...]:
         """Per wallet and group. Raises AccountNotFound, NotFound (user, team), BadRequest (group), StoreUnavailable."""
         account = await self._desk.account(account_ref)
-        return await self._desk.store.usage.totals(account.id, await self._with_ids(account, which), by=by)
+        return await self._desk.store.usage.totals(account.id, await self.with_ids(account, which), by=by)
 
-    async def _with_ids(self, account: Account, which: Filter) -> Filter:
+    async def with_ids(self, account: Account, which: Filter) -> Filter:
+        """The filter with our ids for the app's own names. Raises NotFound (user, team), StoreUnavailable."""
         members = MemberService(self._desk)
         if which.user_id is not None:
             which = replace(which, user_id=(await members.user(account.id, which.user_id)).id)

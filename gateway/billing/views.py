@@ -17,7 +17,7 @@ from gateway.domain.accounts import Account, Budget, GrantState, Subscription
 from gateway.domain.ledger import Book
 from gateway.domain.money import decimals_of, money
 from gateway.domain.periods import rfc3339
-from gateway.domain.plans import CUSTOM, UNLIMITED, Catalog, Limits, Overage, Plan, Prepay, Rollover
+from gateway.domain.plans import CUSTOM, UNLIMITED, Catalog, Limits, Overage, Plan, Prepay, Rollover, is_trial
 from gateway.domain.proration import price_of
 from gateway.domain.turns import Stay, decide
 from gateway.domain.units import UNLIMITED_AMOUNT, Meter, plain
@@ -171,6 +171,8 @@ def plan_view(plan: Plan, catalog: Catalog) -> View:
         "rollover": {wallet: _rollover_view(rule, catalog, wallet) for wallet, rule in plan.rollover.items()},
         "prepay": None if plan.prepay is None else _prepay_view(plan, plan.prepay, catalog),
         "debt": plan.debt,
+        "trial": is_trial(catalog, plan),
+        "entitlements": dict(plan.entitlements),
         "clamp": plan.clamp,
         "on_exhausted": plan.on_exhausted,
         "on_disconnect": plan.on_disconnect,

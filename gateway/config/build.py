@@ -113,6 +113,7 @@ def _settings(document: schema.Document) -> Settings:
         database=document.storage.database,
         upstreams={name: _upstream(name, upstream) for name, upstream in document.upstreams.items()},
         quota_status=document.refusals.quota_status,
+        public_pricing=server.public_pricing,
         stripe=_stripe(document.stripe),
         stripe_off=document.stripe is not None and not document.stripe.secret_key,
         channels=_channels(document.alerts),

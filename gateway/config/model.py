@@ -77,6 +77,7 @@ class Settings:
     database: str  # "embedded" or a URL
     upstreams: Mapping[str, Upstream]
     quota_status: int
+    public_pricing: bool = False  # plans and packages are told without a key
     stripe: Stripe | None = None
     stripe_off: bool = False  # written, and off: both its secrets are empty
     channels: Channels = field(default_factory=Channels)  # where alerts go

@@ -93,6 +93,8 @@ class Server(Section):
     """How long open streams may take to finish when the server stops."""
     body_max: Size = written("32MB")
     """The largest request body."""
+    public_pricing: Flag = False
+    """Whether plans and packages are told without a key."""
 
 
 class Storage(Section):

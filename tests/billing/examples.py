@@ -27,6 +27,17 @@ CUSTOMERS: Final[dict[str, Example]] = {
     "GET /openapi.json": Example(),
     "GET /api/billing/plans": Example(),
     "POST /api/v1/usage": Example(json={"feature": "job", "quantity": 2, "user": "ann", "metadata": {"a": 1}}),
+    "GET /api/billing/packages": Example(),
+    "GET /api/billing/balance": Example(),
+    "GET /api/billing/subscription": Example(),
+    "GET /api/billing/transactions": Example(query="limit=1&wallet=tokens&from=2020-01-01"),
+    "GET /api/billing/usage": Example(query="by=day,feature&limit=1"),
+    "GET /api/billing/rates": Example(),
+    "GET /api/billing/forecast": Example(),
+    "GET /api/billing/keys": Example(),
+    "GET /api/billing/usage.csv": Example(query="month=2026-11"),
+    "GET /api/billing/transactions.csv": Example(query="wallet=tokens"),
+    "POST /api/v1/explain": Example(json={"feature": "job"}),
 }
 OPERATORS: Final[dict[str, Example]] = {
     "GET /openapi.json": Example(),

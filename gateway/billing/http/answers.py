@@ -31,13 +31,15 @@ class LimitsAnswer(Strict):
 
 
 class OverageAnswer(Strict):
-    """Paid use after the allowance: ``price`` is of one unit of the meter."""
+    """Use beyond the allowance, up to ``cap``, paid afterwards at ``price`` a unit."""
 
     cap: str
     price: str
 
 
 class PrepayAnswer(Strict):
+    """Several periods paid at once, for less: ``price`` is of all of them."""
+
     periods: int
     discount: str
     price: str
@@ -52,10 +54,12 @@ class PlanAnswer(Strict):
     renews: Literal["by_itself", "when_paid", "never"]
     allowance: dict[str, str]  # wallet → amount
     ends: str
-    overage: dict[str, OverageAnswer]
-    rollover: dict[str, str]  # an amount or a share
+    overage: dict[str, OverageAnswer]  # by wallet
+    rollover: dict[str, str]  # by wallet: the most that is carried over
     prepay: PrepayAnswer | None
     debt: Literal["forgive", "carry"]
+    trial: bool
+    entitlements: dict[str, Any]
     clamp: int | None
     on_exhausted: str
     on_disconnect: str

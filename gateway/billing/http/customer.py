@@ -13,6 +13,7 @@ from gateway.billing.customer_views import forecast_view, rates_view, standing_v
 from gateway.billing.http.admin_reports import UsageFilter, UsageQuery, WalletQuery
 from gateway.billing.http.answers import PlansAnswer, TransactionAnswer
 from gateway.billing.http.customer_answers import (
+    ExplainAnswer,
     ForecastAnswer,
     KeysAnswer,
     PackagesAnswer,
@@ -21,18 +22,34 @@ from gateway.billing.http.customer_answers import (
     StandingAnswer,
     SubscriptionAnswer,
 )
-from gateway.billing.http.models import NAME_MAX, NoQuery, PageOf, SpanQuery
+from gateway.billing.http.models import NAME_MAX, Name, NoQuery, PageOf, SpanQuery, Strict
 from gateway.billing.http.route import Call, Raw, Route, Who
 from gateway.billing.money_views import package_view
 from gateway.billing.views import View, key_view, plan_view, total_view, transaction_view, usage_view
+from gateway.domain.accounts import Caller
 from gateway.edge import SERVER
+from gateway.quota.credentials import bind
 from gateway.store.ledger import Times
+
+EXPLAIN_BYTES_MAX: Final = 8_388_608
 
 
 class RecordsQuery(UsageQuery):
     by: Annotated[
-        str, Field(max_length=NAME_MAX, description="Sums too, by: day, month, feature, model, user_id, wallet, …; commas.")
+        str, Field(max_length=NAME_MAX, description="Sums too, by day, month, feature, model, user_id, …; commas.")
     ] = ""
+
+
+class ExplainBody(Strict):
+    """The request that an app would send (``route`` and ``body``), or a call's facts (all the others)."""
+
+    route: Name | None = None
+    body: Any = None
+    feature: Name | None = None
+    model: Name | None = None
+    input_tokens: Annotated[int, Field(ge=0)] = 0
+    output_tokens: Annotated[int, Field(ge=0)] = 0
+    uses: Annotated[int, Field(ge=1)] = 1
 
 
 class EntriesQuery(SpanQuery):
@@ -99,8 +116,8 @@ async def keys(call: Call[NoQuery, None]) -> View:
 
 
 async def usage_csv(call: Call[UsageFilter, None]) -> web.StreamResponse:
-    pages = call.office.exports.usage(call.account.id, await call.office.reports.filter(call.account.id, call.query.which()))
-    return await _csv(call, "usage.csv", exports.USAGE_COLUMNS, pages)
+    which = await call.office.reports.with_ids(call.account, call.query.which())
+    return await _csv(call, "usage.csv", exports.USAGE_COLUMNS, call.office.exports.usage(call.account.id, which))
 
 
 async def transactions_csv(call: Call[EntriesQuery, None]) -> web.StreamResponse:
@@ -110,11 +127,23 @@ async def transactions_csv(call: Call[EntriesQuery, None]) -> web.StreamResponse
     return await _csv(call, "transactions.csv", exports.TRANSACTION_COLUMNS, pages)
 
 
+async def explain(call: Call[NoQuery, ExplainBody]) -> View:
+    frame, key = call.frame, call.key
+    assert key is not None and call.caller is not None, "only with a key"
+    account_id = call.account.id
+
+    async def refresh(stale: Caller) -> Caller:
+        again = await frame.callers.again(key, stale=stale, account_ref=account_id)
+        return await bind(frame.callers, again, call.request.headers)
+
+    document = call.body.model_dump(exclude_unset=True)
+    return await frame.explain(document, headers=call.request.headers, caller=call.caller, refresh=refresh)
+
+
 async def _csv(
     call: Call[Any, None], name: str, columns: tuple[str, ...], pages: AsyncIterator[Iterable[View]]
 ) -> web.StreamResponse:
     """A page at a time, as fast as its reader reads; the first one is read before anything is answered."""
-    first = await anext(pages, [])
     headers = {
         **SERVER,
         "Content-Type": f"{exports.CSV_TYPE}; charset=utf-8",
@@ -123,9 +152,10 @@ async def _csv(
         "Tollgate-Request-Id": call.id,
     }
     response = web.StreamResponse(headers=headers)
-    await response.prepare(call.request)
-    await response.write((exports.heading(columns) + exports.csv_lines(first, columns)).encode())
     async for page in pages:
+        if not response.prepared:
+            await response.prepare(call.request)
+            await response.write(exports.heading(columns).encode())
         await response.write(exports.csv_lines(page, columns).encode())
     await response.write_eof()
     return response
@@ -145,8 +175,11 @@ ROUTES: Final = (
     Route("GET", "/api/billing/rates", Who.KEY, rates, RatesAnswer, "What work costs."),
     Route("GET", "/api/billing/forecast", Who.KEY, forecast, ForecastAnswer,
           "When each wallet runs out at its recent pace."),
-    Route("GET", "/api/billing/keys", Who.KEY, keys, KeysAnswer, "The account's keys; the keys themselves are not told."),
+    Route("GET", "/api/billing/keys", Who.KEY, keys, KeysAnswer, "The account's keys, but for the keys themselves."),
     Route("GET", "/api/billing/usage.csv", Who.KEY, usage_csv, _CSV, "Usage records as CSV.", query=UsageFilter),
     Route("GET", "/api/billing/transactions.csv", Who.KEY, transactions_csv, _CSV, "Transactions as CSV.",
           query=EntriesQuery),
+    Route("POST", "/api/v1/explain", Who.KEY, explain, ExplainAnswer,
+          "What would be decided about a call, and why; nothing is taken.", body=ExplainBody,
+          body_bytes_max=EXPLAIN_BYTES_MAX),
 )  # fmt: skip

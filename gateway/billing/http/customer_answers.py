@@ -24,7 +24,7 @@ class TokensOfWallet(Strict):
 
 
 class StandingWallet(WalletAnswer):
-    """``used`` is what its open grants bore, ``period_used`` all since the period's start, ``lifetime_used`` all ever."""
+    """``used`` is what its open grants bore, ``period_used`` what was used in this period, ``lifetime_used`` ever."""
 
     unit: str
     lifetime_used: str
@@ -193,3 +193,97 @@ class PackageAnswer(Strict):
 
 class PackagesAnswer(Strict):
     items: list[PackageAnswer]
+
+
+class ExplainedKey(Strict):
+    id: str
+    service: bool
+    team: str | None
+    user: str | None
+
+
+class ExplainedAccount(Strict):
+    id: str
+    name: str
+    external_id: str | None
+
+
+class ExplainedPlan(Strict):
+    name: str
+    label: str
+    version: str
+    shadow: bool
+    status: Status
+    period_ends_at: When | None
+
+
+class ExplainedPrice(Strict):
+    name: str
+    wallet: str
+    price: dict[str, Any]
+
+
+class ExplainedCard(Strict):
+    name: str
+    version: str
+
+
+class ExplainedModel(Strict):
+    name: str | None
+    rule: str
+    upstreams: list[str]
+    card: ExplainedCard | None
+    output_max: int
+
+
+class ExplainedTokens(Strict):
+    """``output`` is the bound that was decided on, of all choices; ``clamped_to`` of each, when it was lowered."""
+
+    counted: bool
+    input: int
+    output: int
+    output_asked: int | None
+    choices: int
+    clamped_to: int | None
+
+
+class ExplainedCost(Strict):
+    wallet: str
+    needed: str
+
+
+class ExplainedLimit(Strict):
+    """One limit that the call falls under, as it stands; amounts of its meter, or counts."""
+
+    limit_of: Literal["wallet", "budget", "requests", "tokens", "uses", "concurrency"]
+    scope: Literal["account", "team", "user", "key"]
+    meter: str | None
+    window_s: int | None
+    limit: str
+    used: str
+    held: str
+    needed: str
+    available: str
+    fits: bool
+    resets_at: When | None
+
+
+class ExplainAnswer(Strict):
+    """``status`` is what the call would be answered with; ``reason`` to ``plans`` say why not."""
+
+    decision: Literal["admitted", "refused", "admitted_in_shadow"]
+    status: int
+    reason: str | None
+    message: str | None
+    retry: bool | None
+    scope: str | None
+    hint: str | None
+    plans: list[str]
+    key: ExplainedKey
+    account: ExplainedAccount
+    plan: ExplainedPlan
+    feature: ExplainedPrice
+    model: ExplainedModel | None
+    tokens: ExplainedTokens
+    cost: ExplainedCost
+    limits: list[ExplainedLimit]

@@ -44,7 +44,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 from aiohttp import web
@@ -57,6 +57,7 @@ from gateway.billing.desk import Desk, shown
 from gateway.billing.http.models import Named
 from gateway.billing.http.route import JSON, Answer, Call, Raw, Route, Who
 from gateway.billing.office import office_at
+from gateway.domain.accounts import Caller
 from gateway.edge import SERVER, check_media, read_body, refusal_headers, status_of
 from gateway.errors import (
     BadRequest,
@@ -84,6 +85,19 @@ _ADMIN_ACTOR: Final = "admin"
 _NAMES: Final = tuple(Named.model_fields)
 
 
+class Explain(Protocol):
+    """What the data plane would decide about a call, and why: see ``gateway.proxy.explain``."""
+
+    async def __call__(
+        self,
+        document: Any,
+        *,
+        headers: Mapping[str, str],
+        caller: Caller,
+        refresh: Callable[[Caller], Awaitable[Caller]],
+    ) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """What handlers work with. ``desk``'s actor is replaced by who asks."""
@@ -94,6 +108,8 @@ class Frame:
     metered: Metered
     quota_status: Callable[[], int]  # of lasting quota refusals: 429 or 402
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]  # work that nobody's leaving ends
+    public_pricing: Callable[[], bool]  # whether prices are read without a key
+    explain: Explain
 
     def mount(self, app: web.Application, routes: Iterable[Route]) -> None:
         """Serve these routes through ``app``."""
@@ -164,7 +180,7 @@ class Frame:
         """The request with its parts parsed and its caller known. Raises TollgateError."""
         key, caller = None, None
         fresh_s = FRESH_S if route.compares_rev else 0.0
-        if route.who is Who.KEY:
+        if route.who is Who.KEY or (route.who is Who.SHOPPER and not self.public_pricing()):
             key = key_of(request.headers)
             caller = await self.callers.by_key(key, fresh_s=fresh_s)
         if not all(storable(part) for part in request.match_info.values()):

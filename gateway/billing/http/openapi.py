@@ -28,8 +28,10 @@ _REF: Final = "#/components/schemas/{model}"
 _SECURITY: Final[dict[Who, list[dict[str, list[str]]]]] = {
     Who.PUBLIC: [],
     Who.KEY: [{"key": []}, {"x-api-key": []}],
+    Who.SHOPPER: [{"key": []}, {"x-api-key": []}, {}],
     Who.ADMIN: [{"admin": []}],
 }
+_KEYED: Final = (Who.KEY, Who.SHOPPER)
 _SCHEMES: Final = {
     "key": {"type": "http", "scheme": "bearer", "description": "A key: tg_…"},
     "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key", "description": "A key: tg_…"},
@@ -101,7 +103,7 @@ def _body_model(route: Route) -> type[BaseModel] | None:
     """The body's model; where a service key may name the account in it, with the two ways to."""
     if not isinstance(route.body, type):
         return None
-    if route.who is not Who.KEY or issubclass(route.body, RootModel):
+    if route.who not in _KEYED or issubclass(route.body, RootModel):
         return route.body
     return create_model(route.body.__name__, __base__=(Named, route.body), __module__=route.body.__module__)
 
@@ -143,7 +145,7 @@ def _parameters(route: Route) -> list[Document]:
         {"name": name, "in": "query", "required": name in required, "schema": schema}
         for name, schema in query.get("properties", {}).items()
     ]
-    if route.who is Who.KEY:
+    if route.who in _KEYED:
         found += [
             {"name": name, "in": "query", "required": False, "schema": _NAME, "description": _ACCOUNT}
             for name in Named.model_fields

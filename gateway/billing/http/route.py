@@ -39,6 +39,7 @@ class Who(Enum):
 
     PUBLIC = "public"  # nobody's
     KEY = "key"  # an account's key, or a service key that names the account
+    SHOPPER = "shopper"  # nobody's where the config shows prices to everybody, else as KEY
     ADMIN = "admin"  # the operators' token, on their listener
 
 
