@@ -67,7 +67,7 @@ async def make_accounts(installation: Installation, store: Store) -> dict[str, s
 def _terms(catalog: Catalog, plan: Plan) -> dict[str, object]:
     """Something for allowances that are given by contract."""
     custom = {name: 1000 * catalog.meters[name].scale for name, amount in plan.allowance.items() if amount == CUSTOM}
-    return {"allowance": custom} if custom else {}
+    return ({"allowance": custom} if custom else {}) | ({"price": "0"} if plan.price == CUSTOM else {})
 
 
 def lines_to_paste(config: Config, keys: dict[str, str]) -> str:

@@ -9,14 +9,19 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
 from gateway.domain.plans import Catalog
+<<<<<<< HEAD
 from gateway.domain.units import Meter, UnitError, parse_duration_s
 from gateway.errors import AccountNotFound, RequestError
+=======
+from gateway.domain.units import Meter, UnitError
+from gateway.errors import AccountNotFound, QuotaUnavailable, RequestError
+>>>>>>> 58cf047 (Plans are changed up at once with a credit and down at the end of what is paid; payments are refunded once)
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher
 from gateway.quota.states import States
@@ -57,6 +62,16 @@ class Desk:
         """Tell Redis of the account's change, if it is there."""
         if self.states is None or not await self.states.deliver(account_id):
             self.undelivered(account_id)
+
+    async def held(self, account_id: str) -> Mapping[int, int]:
+        """What open holds have of each grant number, and charges that have not reached the database; nothing where
+        Redis does not know the account."""
+        try:
+            views = {} if self.states is None else await self.states.loaded([account_id], tuple(self.catalog().meters))
+        except QuotaUnavailable:
+            return {}
+        wallets = [wallet for view in views.values() for wallet in view.wallets]
+        return {grant.number: grant.held + grant.pending for _, grants in wallets for grant in grants}
 
     def moved(self, before: Account, after: Account, cause: str) -> None:
         """Count a change of plan. What was there already counts nothing."""

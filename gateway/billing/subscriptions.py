@@ -12,9 +12,10 @@ from gateway.domain.accounts import Account
 from gateway.domain.money import minor_units
 from gateway.domain.plans import UNLIMITED
 from gateway.domain.units import UnitError, exact
-from gateway.errors import RequestError
+from gateway.errors import QuotaUnavailable, RequestError
 from gateway.store.common import new_id
 from gateway.store.renewals import Payment
+from gateway.store.subscriptions import Change
 
 PERIODS_MAX: Final = 120
 
@@ -25,6 +26,7 @@ class Terms:
 
     price: str | None = None
     allowance: Mapping[str, str] = field(default_factory=dict)  # wallet → amount
+    entitlements: Mapping[str, object] = field(default_factory=dict)  # beside the plan's, or instead of one of them
 
 
 class SubscriptionService:
@@ -48,10 +50,7 @@ class SubscriptionService:
         """
         desk = self._desk
         account = await desk.account(account_ref)
-        if plan not in desk.catalog().plans:
-            raise RequestError(
-                f"There is no plan {shown(plan)}; there is: {', '.join(desk.catalog().plans)}.", param="plan"
-            )
+        self._check_plan(plan)
         now_ms = desk.now_ms()
         if ends_at_ms is not None and ends_at_ms <= now_ms:
             raise RequestError("The period's end must be in the future.", param="ends_at")
@@ -65,6 +64,71 @@ class SubscriptionService:
             actor=desk.actor,
         )
         return await self._moved(account, changed, "subscribe")
+
+    async def change(
+        self,
+        account_ref: str,
+        plan: str,
+        *,
+        at_end: bool | None = None,
+        terms: Terms | None = None,
+        prorate: bool = True,
+    ) -> Change:
+        """Move to another plan: to a larger one at once, to a smaller one at the end of what is paid; ``at_end`` says
+        otherwise. To the plan that it is on: takes back a cancellation, or a change that has not come yet.
+
+        ``prorate``: what is left of the old plan's price is credited. Raises AccountNotFound, RequestError (plan),
+        BadRequest (terms, a trial that it has had, an end that never comes), StoreUnavailable.
+        """
+        desk = self._desk
+        account = await desk.account(account_ref)
+        self._check_plan(plan)
+        change = await desk.store.subscriptions.change(
+            account.id,
+            plan,
+            now_ms=desk.now_ms(),
+            at_end=at_end,
+            terms=self._terms(terms),
+            prorate=prorate,
+            actor=desk.actor,
+        )
+        await self._moved(account, change.account, "change")
+        return change
+
+    async def restart(self, account_ref: str) -> Account:
+        """The plan's period starts anew now, with nothing of it used, at the account's own terms. Raises
+        AccountNotFound, BadRequest (the config no longer has the plan), StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        subscription = account.subscription
+        changed = await desk.store.subscriptions.subscribe(
+            account.id, subscription.plan, now_ms=desk.now_ms(), terms=subscription.terms, actor=desk.actor
+        )
+        return await self._moved(account, changed, "restart")
+
+    async def check(self, account_ref: str) -> Account:
+        """The account as it is at this instant: what is over has ended, what follows has begun. Raises
+        AccountNotFound, StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        if desk.states is not None:
+            try:
+                await desk.states.view(account.id, ())
+            except QuotaUnavailable:  # the database alone can tell, but for a rest that rolls over
+                await desk.store.subscriptions.turn(account.id, now_ms=desk.now_ms())
+        else:
+            await desk.store.subscriptions.turn(account.id, now_ms=desk.now_ms())
+        return await desk.account(account.id)
+
+    async def refund(self, account_ref: str, key: str) -> Account:
+        """The payment ``key`` was paid back: what is left of what it granted is taken back, and what it paid for ends.
+        Twice is as once. Raises AccountNotFound, NotFound (it has paid for nothing), StoreUnavailable."""
+        desk = self._desk
+        account = await desk.account(account_ref)
+        changed = await desk.store.renewals.refund(
+            account.id, key, now_ms=desk.now_ms(), held=await desk.held(account.id), actor=desk.actor
+        )
+        return await self._moved(account, changed, "refund")
 
     async def renew(
         self,
@@ -128,6 +192,11 @@ class SubscriptionService:
         await desk.deliver(account.id)
         return changed
 
+    def _check_plan(self, plan: str) -> None:
+        plans = self._desk.catalog().plans
+        if plan not in plans:
+            raise RequestError(f"There is no plan {shown(plan)}; there is: {', '.join(plans)}.", param="plan")
+
     async def _moved(self, before: Account, after: Account, cause: str) -> Account:
         self._desk.moved(before, after, cause)
         await self._desk.deliver(after.id)
@@ -146,13 +215,16 @@ class SubscriptionService:
                 wallet: UNLIMITED if text == UNLIMITED else amount(self._desk.meter(wallet), text, param="allowance")
                 for wallet, text in terms.allowance.items()
             }
+        if terms.entitlements:
+            kept["entitlements"] = dict(terms.entitlements)
         return kept
 
 
 def price_units(text: str, currency: str) -> int:
     """A price in the currency's smallest unit. Raises RequestError."""
     try:
-        exact(text, expected="a price such as 49.90")
+        if exact(text, expected="a price such as 49.90") < 0:
+            raise UnitError("a price such as 49.90, 0 or more", text)
         return minor_units(Decimal(text), currency)
     except UnitError as error:
         raise RequestError(f"price: {error}", param="price") from error

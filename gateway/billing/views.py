@@ -7,7 +7,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 
@@ -25,6 +25,7 @@ from gateway.domain.usage import Usage
 from gateway.store.keys import Key
 from gateway.store.ledger import AuditLine, Transaction
 from gateway.store.members import Team, User
+from gateway.store.subscriptions import Change
 from gateway.store.usage import Total, UsageRecord
 
 View = dict[str, object]
@@ -65,11 +66,29 @@ def account_view(account: Account, catalog: Catalog, now_ms: int) -> View:
         "period_ends_at": when(subscription.period_ends_at_ms),
         "trial_starts_at": when(subscription.period_starts_at_ms) if subscription.trial_ends_at_ms else None,
         "trial_ends_at": when(subscription.trial_ends_at_ms),
+        "entitlements": entitlements_of(catalog, subscription),
         "cancel_at_period_end": subscription.cancel_at_period_end,
         "next_plan": subscription.next_plan,
         "paid_until": when(subscription.paid_until_ms),
         "created_at": when(account.created_at_ms),
     }
+
+
+def change_view(change: Change, catalog: Catalog, now_ms: int) -> View:
+    """The account, when the change takes effect, and what is credited."""
+    return {
+        **account_view(change.account, catalog, now_ms),
+        "effective_at": when(change.at_ms),
+        "credit": money(change.credit, catalog.currency),
+        "currency": catalog.currency,
+    }
+
+
+def entitlements_of(catalog: Catalog, subscription: Subscription) -> dict[str, object]:
+    """What the plan carries, and the account's own terms before it."""
+    plan = catalog.plans.get(subscription.plan)
+    own = subscription.terms.get("entitlements")
+    return {**(plan.entitlements if plan is not None else {}), **(own if isinstance(own, Mapping) else {})}
 
 
 def holdings_view(wallets: Sequence[Holding], catalog: Catalog) -> list[View]:

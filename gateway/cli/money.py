@@ -1,4 +1,4 @@
-"""``tollgate subscribe``, ``subscription …``, ``grant``, ``adjust``, ``budgets …`` and ``plans …``."""
+"""``tollgate grant``, ``adjust``, ``budgets …`` and ``plans …``."""
 
 from __future__ import annotations
 
@@ -7,94 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from gateway.cli import groups
-from gateway.cli.accounts import ONE_SHOWN, AccountRef, Reason, Yes
+from gateway.cli.accounts import AccountRef, Reason
 from gateway.cli.frame import Reach, command
-from gateway.cli.reading import later_ms, pairs
-from gateway.cli.terminal import Output, confirm, listing, record
+from gateway.cli.reading import later_ms
+from gateway.cli.terminal import Output, listing, record
 from gateway.errors import RequestError
 
 if TYPE_CHECKING:
     from gateway.billing.office import Office
-    from gateway.domain.accounts import Account
 
 PLANS_SHOWN: Final = "name label price period renews allowance ends default"
 BUDGETS_SHOWN: Final = "number scope id meter amount used period"
 Wallet = Annotated[str | None, typer.Option("--wallet", help="A meter; needed when there is more than one.")]
 Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="A plain decimal of the meter.")]
-Moment = Annotated[str, typer.Option("--ends-at", help="A time, a date, or a duration from now such as 7d.")]
-
-
-@command(groups.app, "subscribe", Reach.DELIVERY, rich_help_panel=groups.MONEY)
-async def subscribe(
-    office: Office,
-    account: AccountRef,
-    plan: Annotated[str, typer.Argument(metavar="PLAN")],
-    ends_at: Annotated[str | None, typer.Option("--ends-at", help="When the first period ends.")] = None,
-    anchor: Annotated[str | None, typer.Option("--anchor", help="Where its periods start from. Default: now.")] = None,
-    price: Annotated[str | None, typer.Option("--price", help="The account's own price.")] = None,
-    allowance: Annotated[
-        list[str], typer.Option("--allowance", metavar="WALLET=AMOUNT", help="The account's own allowance; repeatable.")
-    ] = [],  # noqa: B006
-) -> Output:
-    """Move an account to a plan: its period starts anew, nothing of it is used."""
-    from gateway.billing.desk import instant_ms
-    from gateway.billing.subscriptions import Terms
-
-    changed = await office.subscriptions.subscribe(
-        account,
-        plan,
-        terms=Terms(price, pairs(allowance, param="--allowance")),
-        anchor_ms=None if anchor is None else instant_ms(anchor, param="--anchor"),
-        ends_at_ms=None if ends_at is None else later_ms(ends_at, office.desk.now_ms(), param="--ends-at"),
-    )
-    return _account(changed, office)
-
-
-@command(groups.subscription, "renew", Reach.DELIVERY)
-async def renew(
-    office: Office,
-    account: AccountRef,
-    periods: Annotated[int, typer.Option("--periods", min=1, help="How many periods were paid.")] = 1,
-    plan: Annotated[str | None, typer.Option("--plan", help="What was paid for. Default: the account's plan.")] = None,
-    key: Annotated[str | None, typer.Option("--key", help="The payment's own name: it counts once.")] = None,
-    paid: Annotated[str | None, typer.Option("--paid", help="What was paid. Default: the plan's price.")] = None,
-    prepaid: Annotated[bool, typer.Option("--prepaid", help="For as many periods as the plan's prepay says.")] = False,
-) -> Output:
-    """Note a payment: the subscription is paid further, and gets the period that is due."""
-    from gateway.billing.subscriptions import price_units
-
-    units = None if paid is None else price_units(paid, office.desk.catalog().currency)
-    changed = await office.subscriptions.renew(
-        account, plan=plan, periods=periods, prepaid=prepaid, key=key, paid=units
-    )
-    return _account(changed, office)
-
-
-@command(groups.subscription, "cancel", Reach.DELIVERY)
-async def cancel(
-    office: Office,
-    account: AccountRef,
-    now: Annotated[bool, typer.Option("--now", help="At once, not at the end of what is paid.")] = False,
-    yes: Yes = False,
-) -> Output:
-    """Let the subscription end with what is paid of it."""
-    found = await office.accounts.get(account)
-    when = "now" if now else "with its period"
-    confirm(f"End the {found.subscription.plan} subscription of {found.name} {when}?", yes=yes)
-    return _account(await office.subscriptions.cancel(found.id, now=now), office)
-
-
-@command(groups.subscription, "resume", Reach.DELIVERY)
-async def resume(office: Office, account: AccountRef) -> Output:
-    """Take back a cancellation, or a change of plan, that has not come yet."""
-    return _account(await office.subscriptions.resume(account), office)
-
-
-@command(groups.subscription, "extend", Reach.DELIVERY)
-async def extend(office: Office, account: AccountRef, ends_at: Moment) -> Output:
-    """Move the running period's end, and a trial's with it; an ended one runs again."""
-    ends_ms = later_ms(ends_at, office.desk.now_ms(), param="--ends-at")
-    return _account(await office.subscriptions.extend(account, ends_at_ms=ends_ms), office)
 
 
 @command(groups.app, "grant", Reach.DELIVERY, rich_help_panel=groups.MONEY)
@@ -200,9 +125,3 @@ async def show_plan(office: Office, plan: Annotated[str, typer.Argument(metavar=
     if found is None:
         raise RequestError(f"There is no plan {shown(plan)}; there is: {', '.join(catalog.plans)}.", param="plan")
     return record(plan_view(found, catalog))
-
-
-def _account(account: Account, office: Office) -> Output:
-    from gateway.billing.views import account_view
-
-    return record(account_view(account, office.desk.catalog(), office.desk.now_ms()), ONE_SHOWN)

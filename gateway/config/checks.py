@@ -230,7 +230,7 @@ class _Checks:
             return
         if plan.renews == "when_paid":
             yield loc, "a plan that needs no payment (renews: by_itself or never)", None
-        if "custom" in plan.allowance.values():
+        if "custom" in (plan.price, *plan.allowance.values()):
             yield loc, "a plan without custom terms", None
 
     def prices(self) -> Iterator[Finding]:

@@ -23,7 +23,7 @@ from typing import Literal
 from gateway.domain.accounts import Subscription, SubscriptionStatus
 from gateway.domain.grants import NewGrant, period_grants
 from gateway.domain.periods import bounds, end_of
-from gateway.domain.plans import Catalog, Plan, is_trial
+from gateway.domain.plans import CUSTOM, Catalog, Plan, is_trial
 from gateway.errors import BadRequest
 
 BLOCK = "block"
@@ -118,7 +118,11 @@ def begin(
     )
     if plan.renews == "when_paid" or periods > 1:
         subscription = replace(subscription, paid_until_ms=paid_until(plan, subscription, ends_ms, periods - 1))
-    return subscription, _grants(plan, subscription)
+    grants = _grants(plan, subscription)
+    if plan.price == CUSTOM and "price" not in subscription.terms:
+        message = f"Plan {plan.name} has a custom price: name it when subscribing."
+        raise BadRequest("terms_missing", message, param="price")
+    return subscription, grants
 
 
 def paid_until(plan: Plan, subscription: Subscription, from_ms: int, periods: int) -> int:

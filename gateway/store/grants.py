@@ -8,7 +8,7 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -238,11 +238,13 @@ async def withdraw(
     *,
     now_ms: int,
     reason: str,
+    held: Mapping[int, int] | None = None,
 ) -> int:
-    """Take up to ``amount`` of what is left of these grants, in their order; answers how much it was."""
+    """Take up to ``amount`` of what is left of these grants, in their order; answers how much it was. ``held`` is what
+    open holds have of each grant number: it is not left."""
     left, entries = amount, []
     for grant in from_grants:
-        part = min(left, max(grant.amount - grant.used, 0))
+        part = min(left, max(grant.amount - grant.used - (held or {}).get(grant.number, 0), 0))
         if part == 0:
             continue
         left -= part

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
-from sqlalchemy import Row, insert, or_, select, update
+from sqlalchemy import Row, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import Account, Subscription
 from gateway.domain.grants import BESIDE_ALLOWANCE, NewGrant, allowance, rollover_grants
 from gateway.domain.ledger import Entry, Kind
-from gateway.domain.money import due_for
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.turns import Changed, Decision, Ended, Fallback, NextPeriod, PastDue, Stay, Turned
 from gateway.errors import BadRequest
 from gateway.store.accounts import account_of, current, insert_subscription, subscription_of, subscription_values
-from gateway.store.common import changed, lock_account, new_id, record
+from gateway.store.common import changed, lock_account, record
 from gateway.store.grants import end_grants, grant_of, insert_grants, open_grants, post, withdraw
-from gateway.store.schema import grants, payments, subscriptions
+from gateway.store.owed import bill_overage
+from gateway.store.schema import grants, subscriptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +118,6 @@ async def _rolled_over(
     for grant in found:
         unused[grant.wallet] += grant.amount - max(grant.used, taken.posted(grant.number)) - taken.held(grant.number)
     return rollover_grants(plan, moved.terms, moved.id, unused, **bounds)
-
-
-async def bill_overage(connection: AsyncConnection, account_id: str, currency: str, now_ms: int) -> None:
-    """What was used of ended overage is due, once; what a call adds after that is due with the next turn."""
-    found = await connection.execute(
-        select(grants).where(
-            grants.c.account_id == account_id,
-            grants.c.source == "overage",
-            grants.c.expires_at_ms > 0,
-            grants.c.expires_at_ms <= now_ms,
-            grants.c.used > grants.c.billed,
-        )
-    )
-    for row in found.all():
-        price = Fraction(row.unit_price or 0)
-        due = due_for(price, row.used) - due_for(price, row.billed)
-        if due:
-            await connection.execute(insert(payments).values(_due(row, due, currency, now_ms)))
-        await connection.execute(
-            update(grants)
-            .where(grants.c.account_id == account_id, grants.c.number == row.number)
-            .values(billed=row.used)
-        )
-
-
-def _due(row: Row[Any], amount: int, currency: str, now_ms: int) -> dict[str, Any]:
-    payment_id = new_id()
-    return {
-        "id": payment_id, "account_id": row.account_id, "provider": "tollgate", "provider_ref": payment_id,
-        "kind": "overage", "what": row.wallet, "amount": amount, "currency": currency, "state": "due",
-        "starts_at_ms": row.starts_at_ms, "ends_at_ms": row.expires_at_ms, "reason": f"overage of {row.wallet}",
-        "created_at_ms": now_ms, "changed_at_ms": now_ms,
-    }  # fmt: skip
 
 
 def difference(before: Subscription, after: Subscription) -> dict[str, Any]:

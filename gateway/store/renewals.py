@@ -9,11 +9,12 @@ Rules
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
@@ -26,14 +27,16 @@ from gateway.domain.turns import (
     begin,
     covered_until_ms,
     decide,
+    end_now,
     pay,
 )
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, NotFound
 from gateway.store.accounts import account_of, current, subscription_of
 from gateway.store.common import lock_account, new_id
 from gateway.store.database import Database
-from gateway.store.moves import apply, finish, known_plan, move, start
-from gateway.store.schema import renewals
+from gateway.store.grants import grant_of, withdraw
+from gateway.store.moves import apply, close_plan, finish, known_plan, move, start, take_back_ahead
+from gateway.store.schema import grants, renewals
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,38 @@ class Renewals:
             await move(connection, row, moved, keeps_ahead=True)
             return await finish(connection, row, "payment_failed", actor, now_ms, {"key": key})
 
+    async def refund(
+        self, account_id: str, key: str, *, now_ms: int, held: Mapping[int, int] | None = None, actor: str = "system"
+    ) -> Account:
+        """The payment ``key`` was paid back: what is left of what it granted is taken back, and what it paid for ends.
+        Twice is as once. ``held`` is what open holds have of each grant number.
+
+        Raises AccountNotFound, NotFound (no such payment), StoreUnavailable.
+        """
+        catalog = self._catalog()
+        async with self._database.write() as connection:
+            await lock_account(connection, account_id)
+            row = await current(connection, account_id)
+            mine = (renewals.c.account_id == account_id, renewals.c.key == key)
+            paid = (await connection.execute(select(renewals).where(*mine))).one_or_none()
+            if paid is None:
+                raise NotFound("This payment has paid for nothing.", param="key")
+            if paid.refunded_at_ms:
+                return account_of(row)
+            await connection.execute(update(renewals).where(*mine).values(refunded_at_ms=now_ms))
+            taken = await _take_back(connection, paid, held or {}, now_ms)
+            subscription = subscription_of(row)
+            is_last = paid.subscription_id == row.subscription_id and paid.until_ms >= covered_until_ms(subscription)
+            if is_last and subscription.status.usable:
+                if paid.from_ms > now_ms:
+                    await take_back_ahead(connection, account_id, row, now_ms)
+                    await move(connection, row, replace(subscription, paid_until_ms=paid.from_ms))
+                else:
+                    await close_plan(connection, account_id, row.subscription_id, now_ms)
+                    await apply(connection, row, end_now(catalog, subscription, now_ms), catalog, now_ms)
+            detail = {"key": key, "plan": paid.plan, "taken": taken}
+            return await finish(connection, row, "refund", actor, now_ms, detail)
+
     async def _go_on(self, connection: AsyncConnection, row: Row[Any], payment: Payment, now_ms: int) -> Subscription:
         catalog = self._catalog()
         plan = known_plan(catalog, row.plan)
@@ -143,6 +178,27 @@ def _whole(plan: Plan, payment: Payment) -> Payment:
     if plan.prepay is None:
         raise BadRequest("no_prepay", f"Plan {plan.name} cannot be paid several periods ahead.", param="prepaid")
     return replace(payment, periods=plan.prepay.periods)
+
+
+async def _take_back(
+    connection: AsyncConnection, paid: Row[Any], held: Mapping[int, int], now_ms: int
+) -> dict[str, int]:
+    """What is neither used nor held of the open grants of the periods that were paid for; answers it by wallet."""
+    found = await connection.execute(
+        select(grants).where(
+            grants.c.account_id == paid.account_id,
+            grants.c.key.startswith(f"{paid.subscription_id}:", autoescape=True),
+            grants.c.starts_at_ms >= paid.from_ms,
+            grants.c.starts_at_ms < paid.until_ms,
+            grants.c.expires_at_ms > now_ms,
+        )
+    )
+    taken: Counter[str] = Counter()
+    for grant in [grant_of(row) for row in found]:
+        taken[grant.wallet] += await withdraw(
+            connection, paid.account_id, (grant,), grant.amount, now_ms=now_ms, reason="refund", held=held
+        )
+    return dict(taken)
 
 
 async def _known(connection: AsyncConnection, account_id: str, key: str) -> bool:

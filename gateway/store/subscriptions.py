@@ -12,7 +12,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from sqlalchemy import Row, and_, or_, select, update
@@ -22,8 +22,9 @@ from gateway.domain import tidings
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
 from gateway.domain.alerts import TRIAL_EXPIRED, trial_key
 from gateway.domain.grants import period_grants
-from gateway.domain.plans import Catalog
-from gateway.domain.turns import Stay, Turned, begin, decide, end_now, goes_on, renewed
+from gateway.domain.plans import Catalog, Plan, is_trial
+from gateway.domain.proration import is_downgrade
+from gateway.domain.turns import Stay, Turned, begin, covered_until_ms, decide, end_now, goes_on, renewed
 from gateway.errors import BadRequest, Conflict
 from gateway.store.accounts import account_of, current, subscription_of
 from gateway.store.alerts import NewAlert, raise_alert
@@ -31,10 +32,21 @@ from gateway.store.common import changed, lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import insert_grants
 from gateway.store.moves import Taken, apply, close_plan, finish, known_plan, move, start, take_back_ahead
+from gateway.store.owed import credit_rest
 from gateway.store.schema import accounts, grants, subscriptions
 
 AHEAD_MS: Final = 24 * 3600 * 1000
 AHEAD_PERIOD_MIN_MS: Final = 3600 * 1000  # a shorter period would be over before its beginning is noticed
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of plan: when it takes effect, and what is credited of the old plan's price, in the currency's smallest
+    unit."""
+
+    account: Account
+    at_ms: int
+    credit: int
 
 
 class Subscriptions:
@@ -81,6 +93,66 @@ class Subscriptions:
             row = await current(connection, account_id)
             await start(connection, row, chosen, subscription, new, catalog.currency, now_ms)
             return await finish(connection, row, "subscribe", actor, now_ms, {"from": row.plan, "to": plan})
+
+    async def change(
+        self,
+        account_id: str,
+        plan: str,
+        *,
+        now_ms: int,
+        at_end: bool | None = None,
+        terms: Mapping[str, object] | None = None,
+        prorate: bool = True,
+        actor: str = "system",
+    ) -> Change:
+        """Move the account to another plan: to a larger one at once, to a smaller one at the end of what is paid;
+        ``at_end`` says otherwise. What is left of the old plan's price is credited, if ``prorate``. To the plan that
+        it is on: takes back what was to come.
+
+        Raises AccountNotFound, BadRequest (plan, missing terms, a trial that the account has had, an end that never
+        comes), StoreUnavailable.
+        """
+        await self._notice(account_id, now_ms)
+        catalog = self._catalog()
+        chosen = known_plan(catalog, plan)
+        async with self._database.write() as connection:
+            await lock_account(connection, account_id)
+            row = await current(connection, account_id)
+            subscription = subscription_of(row)
+            usable = subscription.status.usable
+            ends_ms = covered_until_ms(subscription)
+            if usable and row.plan == plan:
+                if not subscription.cancel_at_period_end and subscription.next_plan is None:
+                    return Change(account_of(row), now_ms, 0)
+                await move(connection, row, replace(subscription, cancel_at_period_end=False, next_plan=None))
+                return Change(await finish(connection, row, "resume", actor, now_ms, {"plan": plan}), now_ms, 0)
+            if is_trial(catalog, chosen) and await _had_trial(connection, account_id):
+                raise BadRequest("trial_used", f"The account has had its {chosen.label}.", param="plan")
+            if at_end is None:
+                at_end = ends_ms > 0 and self._is_downgrade(subscription, chosen)
+            if usable and at_end:
+                moved = self._leaving(subscription, chosen, ends_ms)
+                await self._leave_at_end(connection, row, moved, now_ms)
+                detail = {"from": row.plan, "to": plan}
+                return Change(await finish(connection, row, "change", actor, now_ms, detail), ends_ms, 0)
+            credit = 0
+            if usable and prorate:
+                credit = await credit_rest(connection, row, catalog, now_ms)
+            started, new = begin(catalog, chosen, subscription_id=new_id(), now_ms=now_ms, terms=terms)
+            await start(connection, row, chosen, started, new, catalog.currency, now_ms)
+            detail = {"from": row.plan, "to": plan, "credit": credit}
+            return Change(await finish(connection, row, "change", actor, now_ms, detail), now_ms, credit)
+
+    def _is_downgrade(self, subscription: Subscription, chosen: Plan) -> bool:
+        plan = self._catalog().plans.get(subscription.plan)
+        return plan is not None and is_downgrade(plan, chosen, subscription.terms)
+
+    def _leaving(self, subscription: Subscription, chosen: Plan, ends_ms: int) -> Subscription:
+        """Raises BadRequest when there is no end to wait for, or no terms could be given there."""
+        if ends_ms == 0:
+            raise BadRequest("invalid_end", "This plan has no end to wait for: change now.", param="at_end")
+        begin(self._catalog(), chosen, subscription_id=subscription.id, now_ms=ends_ms)
+        return replace(subscription, cancel_at_period_end=False, next_plan=chosen.name)
 
     async def turn(self, account_id: str, *, now_ms: int, taken: Taken | None = None) -> Turned:
         """Do what is due at ``now_ms``. ``taken`` is what Redis knows of the grants: see ``rolling``.
@@ -180,10 +252,10 @@ class Subscriptions:
             return tuple((await connection.execute(query)).scalars())
 
     async def _notice(self, account_id: str, now_ms: int) -> None:
-        """A period that was granted ahead and has begun is the running one, whether or not somebody noticed."""
+        """What is due at this instant is done first, whether or not somebody noticed it."""
         async with self._database.read() as connection:
             row = await current(connection, account_id)
-        if row.period_ends_at_ms <= now_ms < row.granted_until_ms:
+        if not isinstance(decide(self._catalog(), subscription_of(row), now_ms), Stay):
             await self.turn(account_id, now_ms=now_ms)
 
     async def cancel(
@@ -220,7 +292,7 @@ class Subscriptions:
             await lock_account(connection, account_id)
             row = await current(connection, account_id)
             subscription = subscription_of(row)
-            if not isinstance(decide(self._catalog(), subscription, now_ms), Stay) or not subscription.status.usable:
+            if not subscription.status.usable:
                 raise Conflict("The subscription has ended: subscribe again.", param="account")
             if not subscription.cancel_at_period_end and subscription.next_plan is None:
                 return account_of(row)
@@ -283,3 +355,8 @@ def _trial_expired(catalog: Catalog, row: Row[Any], turned: Turned, now_ms: int)
     ended_ms = row.trial_ends_at_ms
     detail = tidings.trial_expired(catalog, row.plan, ended_at_ms=ended_ms, following=turned.to)
     return NewAlert(row.id, TRIAL_EXPIRED, trial_key(subscription_of(row)), detail, now_ms)
+
+
+async def _had_trial(connection: AsyncConnection, account_id: str) -> bool:
+    mine = (subscriptions.c.account_id == account_id, subscriptions.c.trial_ends_at_ms > 0)
+    return (await connection.execute(select(subscriptions.c.id).where(*mine))).first() is not None
