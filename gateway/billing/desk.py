@@ -15,13 +15,8 @@ from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
 from gateway.domain.plans import Catalog
-<<<<<<< HEAD
 from gateway.domain.units import Meter, UnitError, parse_duration_s
-from gateway.errors import AccountNotFound, RequestError
-=======
-from gateway.domain.units import Meter, UnitError
 from gateway.errors import AccountNotFound, QuotaUnavailable, RequestError
->>>>>>> 58cf047 (Plans are changed up at once with a credit and down at the end of what is paid; payments are refunded once)
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher
 from gateway.quota.states import States

@@ -16,19 +16,7 @@ def later_ms(text: str, now_ms: int, *, param: str) -> int:
         return instant_ms(text, param=param)
 
 
-<<<<<<< HEAD
-def pairs(texts: list[str], *, param: str) -> dict[str, str]:
-=======
-def duration_ms(text: str, *, param: str) -> int:
-    """``0`` or a duration. Raises RequestError."""
-    try:
-        return 0 if text == "0" else parse_duration_s(text) * 1000
-    except UnitError as error:
-        raise RequestError(f"{param}: {error}", param=param) from error
-
-
 def pairs(texts: list[str], *, param: str, what: str = "WALLET=AMOUNT, once per wallet") -> dict[str, str]:
->>>>>>> 58cf047 (Plans are changed up at once with a credit and down at the end of what is paid; payments are refunded once)
     """``NAME=VALUE``, each name once. Raises RequestError."""
     read: dict[str, str] = {}
     for text in texts:

@@ -65,6 +65,8 @@ async def world(one: Apis) -> AsyncIterator[World]:
     key = (await one.admin("POST", f"{at}/keys", json={"name": f"{CANARY} key"})).json()
     budget = {"scope": "team", "id": "crew", "meter": "tokens", "amount": "100"}
     assert (await one.admin("POST", f"{at}/budgets", json=budget)).status == 200
+    paid = {"key": "invoice-0"}
+    assert (await one.admin("POST", f"{at}/subscription/renew", json=paid)).status == 200
     names = {"account": account.id, "team": team["id"], "user": user["id"], "key": key["id"], "plan": "pro"}
     names |= {"number": "1", "id": "01a1f8c2-39bc-7320-94e5-67d4902151ab"}
     yield World(one, owner, other, await one.service_key(), names)

@@ -8,14 +8,22 @@ from pydantic import Field
 
 from gateway.billing.desk import shown
 from gateway.billing.http.admin_accounts import shown_account
-from gateway.billing.http.answers import AccountAnswer, AdjustedAnswer, GrantAnswer, PlanAnswer, PlansAnswer
+from gateway.billing.http.answers import (
+    AccountAnswer,
+    AdjustedAnswer,
+    ChangeAnswer,
+    GrantAnswer,
+    PlanAnswer,
+    PlansAnswer,
+)
 from gateway.billing.http.models import Amount, Instant, Name, NoQuery, Strict, Text
 from gateway.billing.http.route import Call, Route, Who
 from gateway.billing.subscriptions import PERIODS_MAX, Terms, price_units
-from gateway.billing.views import View, grant_view, plan_view
+from gateway.billing.views import View, change_view, grant_view, plan_view
 from gateway.errors import NotFound
 
 Reason = Annotated[Text, Field(max_length=500, description="For the ledger and the audit log.")]
+Entitlement = str | int | bool
 Key = Annotated[Name, Field(description="What names this act: the same one again changes nothing.")]
 
 
@@ -24,6 +32,9 @@ class SubscribeBody(Strict):
     price: Annotated[Amount | None, Field(description="The account's own price.")] = None
     allowance: Annotated[
         dict[Name, Name], Field(default_factory=dict, description="The account's own allowance: wallet → amount.")
+    ]
+    entitlements: Annotated[
+        dict[Name, Entitlement], Field(default_factory=dict, description="Beside the plan's, or instead of one.")
     ]
     anchor_at: Annotated[Instant | None, Field(description="Where its periods start from. Default: now.")] = None
     ends_at: Annotated[Instant | None, Field(description="When the first period ends.")] = None
@@ -36,6 +47,23 @@ class RenewBody(Strict):
     prepaid: Annotated[bool, Field(description="For as many periods as the plan's prepay says.")] = False
     until: Annotated[Instant | None, Field(description="Where the payment says that its periods end.")] = None
     paid: Annotated[Amount | None, Field(description="What was paid. Default: the plan's price.")] = None
+
+
+class ChangeBody(Strict):
+    plan: Name
+    at_end: Annotated[
+        bool | None, Field(description="At the end of what is paid, or at once. Default: a smaller plan at the end.")
+    ] = None
+    price: Annotated[Amount | None, Field(description="The account's own price.")] = None
+    allowance: Annotated[
+        dict[Name, Name], Field(default_factory=dict, description="The account's own allowance: wallet → amount.")
+    ]
+    entitlements: Annotated[dict[Name, Entitlement], Field(default_factory=dict)]
+    prorate: Annotated[bool, Field(description="Credit what is left of the old plan's price.")] = True
+
+
+class RefundBody(Strict):
+    key: Annotated[Name, Field(description="The payment, as renew was told it.")]
 
 
 class CancelBody(Strict):
@@ -86,11 +114,35 @@ async def subscribe(call: Call[NoQuery, SubscribeBody]) -> View:
     changed = await call.office.subscriptions.subscribe(
         call.path("account"),
         body.plan,
-        terms=Terms(body.price, body.allowance),
+        terms=Terms(body.price, body.allowance, body.entitlements),
         anchor_ms=body.anchor_at,
         ends_at_ms=body.ends_at,
     )
     return shown_account(call, changed)
+
+
+async def change(call: Call[NoQuery, ChangeBody]) -> View:
+    body, desk = call.body, call.office.desk
+    done = await call.office.subscriptions.change(
+        call.path("account"),
+        body.plan,
+        at_end=body.at_end,
+        terms=Terms(body.price, body.allowance, body.entitlements),
+        prorate=body.prorate,
+    )
+    return change_view(done, desk.catalog(), desk.now_ms())
+
+
+async def restart(call: Call[NoQuery, None]) -> View:
+    return shown_account(call, await call.office.subscriptions.restart(call.path("account")))
+
+
+async def check(call: Call[NoQuery, None]) -> View:
+    return shown_account(call, await call.office.subscriptions.check(call.path("account")))
+
+
+async def refund(call: Call[NoQuery, RefundBody]) -> View:
+    return shown_account(call, await call.office.subscriptions.refund(call.path("account"), call.body.key))
 
 
 async def renew(call: Call[NoQuery, RenewBody]) -> View:
@@ -167,6 +219,14 @@ ROUTES: Final = (
     Route("GET", "/admin/v1/plans/{plan}", Who.ADMIN, plan, PlanAnswer, "Show a plan."),
     Route("POST", _SUBSCRIPTION, Who.ADMIN, subscribe, AccountAnswer,
           "Move it to a plan: its period starts anew, nothing of it is used.", body=SubscribeBody),
+    Route("POST", f"{_SUBSCRIPTION}/change", Who.ADMIN, change, ChangeAnswer,
+          "Move it to a larger plan at once, to a smaller one at the end of what is paid.", body=ChangeBody),
+    Route("POST", f"{_SUBSCRIPTION}/restart", Who.ADMIN, restart, AccountAnswer,
+          "Start the plan's period anew, with nothing of it used."),
+    Route("POST", f"{_SUBSCRIPTION}/check", Who.ADMIN, check, AccountAnswer,
+          "Let end what is over and begin what follows; answers the account."),
+    Route("POST", f"{_SUBSCRIPTION}/refund", Who.ADMIN, refund, AccountAnswer,
+          "Take back what is left of what a payment granted, and end what it paid for.", body=RefundBody),
     Route("POST", f"{_SUBSCRIPTION}/renew", Who.ADMIN, renew, AccountAnswer, "Note a payment for its next periods.",
           body=RenewBody),
     Route("POST", f"{_SUBSCRIPTION}/cancel", Who.ADMIN, cancel, AccountAnswer,

@@ -89,13 +89,24 @@ class AccountAnswer(Strict):
     period_ends_at: When | None
     trial_starts_at: When | None
     trial_ends_at: When | None
+    entitlements: dict[str, Any]
     cancel_at_period_end: bool
     next_plan: str | None
     paid_until: When | None
     created_at: When
 
 
+class ChangeAnswer(AccountAnswer):
+    """An account whose plan changes: when that takes effect, and what is credited of the old plan's price."""
+
+    effective_at: When
+    credit: str
+    currency: str
+
+
 class HoldingAnswer(Strict):
+    """``limit`` is without overage, ``used`` with it."""
+
     wallet: str
     limit: str
     used: str
