@@ -21,7 +21,7 @@ from limits.model import (
     BudgetLine,
     Charge,
     ChargeState,
-    Delta,
+    Confirm,
     Demand,
     Grant,
     Hold,
@@ -46,6 +46,8 @@ _LINE = struct.Struct("<Iq")
 _CODED_LINE = struct.Struct("<BIq")
 _CODED_BUDGET = struct.Struct("<BIIHq")
 _HOLD = struct.Struct("<HBQIQBB")
+_SEQ = struct.Struct("<QH")
+_CONFIRM = struct.Struct("<16sBI")
 _PERIOD = struct.Struct("<IIHq")
 _GRANT = struct.Struct("<IQqQQi")
 
@@ -309,13 +311,16 @@ def decode_entry(entry_id: bytes, packed: bytes, now_ms: int) -> OutboxEntry:
     return OutboxEntry(entry_id.decode(), charge, max(0, now_ms - created_ms))
 
 
-def encode_deltas(deltas: Sequence[Delta], fields: Fields) -> bytes:
-    """In order of seq: each as a vector, to be kept, and as coded lines, to be counted."""
+def encode_confirm(confirm: Confirm, fields: Fields) -> bytes:
+    """A charge that SQL has, with its deltas in order of seq: each as a vector, to be kept, and as coded lines, to be
+    counted."""
     parts: list[bytes] = []
-    for delta in sorted(deltas, key=lambda item: item.seq):
+    deltas = confirm.deltas if len(confirm.deltas) < 2 else sorted(confirm.deltas, key=lambda item: item.seq)
+    for delta in deltas:
         vector = encode_vector(delta.lines, delta.budgets, signed=True)
-        parts += (struct.pack("<QH", delta.seq, len(vector)), vector, encode_lines(delta.lines, delta.budgets, fields))
-    return b"".join(parts)
+        parts += (_SEQ.pack(delta.seq, len(vector)), vector, encode_lines(delta.lines, delta.budgets, fields))
+    packed = b"".join(parts)
+    return _CONFIRM.pack(keys.hold_bytes(confirm.hold_id), STATES[confirm.state], len(packed)) + packed
 
 
 def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:

@@ -39,6 +39,7 @@ from limits.replies import Asked
 from limits.scripts import script
 
 HOLDS_PER_RENEW_MAX: Final = 512
+CONFIRMS_PER_CALL: Final = 32
 BUCKETS_PEEKED_MAX: Final = 64
 LAPSES_PER_CALL: Final = 64
 _POLICY = struct.Struct("<qQIIQI")
@@ -178,12 +179,15 @@ class Engine:
         head, args = codec.encode_snapshot(snapshot)
         return bool(await self._run("load", snapshot.account, ticket, head, *args))
 
-    async def confirm(self, confirm: Confirm) -> None:
-        """SQL has this charge: count its deltas, each once; drop what was pending. Raises EngineUnavailable."""
+    async def confirm(self, *confirms: Confirm) -> None:
+        """SQL has these charges of one account (at most ``CONFIRMS_PER_CALL``, no hold twice): count their deltas, each
+        once; drop what was pending. Raises EngineUnavailable, ScriptRejected, ValueError."""
+        accounts, holds = {item.account for item in confirms}, {item.hold_id for item in confirms}
+        if len(accounts) != 1 or len(holds) != len(confirms) or len(confirms) > CONFIRMS_PER_CALL:
+            raise ValueError(f"1 to {CONFIRMS_PER_CALL} charges of one account, no hold twice")
         fields = codec.Fields(keys.META)
-        deltas = codec.encode_deltas(confirm.deltas, fields)
-        args = (keys.hold_bytes(confirm.hold_id), codec.STATES[confirm.state], deltas)
-        await self._run("confirm", confirm.account, *args, *fields.names)
+        packed = b"".join([codec.encode_confirm(item, fields) for item in sorted(confirms, key=_first_seq)])
+        await self._run("confirm", confirms[0].account, packed, *fields.names)
 
     async def peek(self, account: str, *, ticket: str, wallets: Sequence[str]) -> AccountView | Stale:
         """What Redis holds: the wallets named, and up to 512 budgets. Raises EngineUnavailable."""
@@ -238,3 +242,8 @@ class Engine:
     async def _run(self, name: str, account: str, *args: Argument) -> Any:
         home = keys.home_of(account, self.partitions)
         return await self.client.evalsha(script(name), home.keys, (self._policy, *args))
+
+
+def _first_seq(confirm: Confirm) -> int:
+    """In order of the account's seqs, so that its watermark moves at once."""
+    return min((delta.seq for delta in confirm.deltas), default=0)

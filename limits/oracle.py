@@ -245,7 +245,11 @@ class Oracle:
         account.absorb()
         return True
 
-    async def confirm(self, confirm: Confirm) -> None:
+    async def confirm(self, *confirms: Confirm) -> None:
+        for confirm in confirms:
+            self._confirm(confirm)
+
+    def _confirm(self, confirm: Confirm) -> None:
         place = self._place(self.partition(confirm.account))
         account = self.accounts.setdefault(confirm.account, Account())
         if confirm.state is ChargeState.SETTLED and confirm.hold_id in account.holds:

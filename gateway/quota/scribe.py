@@ -12,14 +12,14 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import ChargeRow, Committed
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from limits import model as engine_model
-from limits.engine import Engine
+from limits.engine import CONFIRMS_PER_CALL, Engine
 from limits.errors import EngineUnavailable, LimitsError
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.1  # one transaction for all that ends meanwhile: its price is shared
 BATCH_MAX = 500
 RETRY_S = 0.5
-CONFIRMS_AT_ONCE = 256
+CALLS_AT_ONCE = 64
 KEPT_MAX = 50_000
 
 
@@ -57,7 +57,7 @@ class Scribe:
         self._engine = engine
         self._metrics = metrics
         self._rows: deque[tuple[ChargeRow, float]] = deque()
-        self._confirms: deque[engine_model.Confirm] = deque()
+        self._confirms: dict[tuple[str, str], engine_model.Confirm] = {}  # by account and hold
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -81,7 +81,8 @@ class Scribe:
     async def write(self, rows: Sequence[ChargeRow]) -> None:
         """Commit and queue the confirms (also for entries found in the outbox). Raises StoreUnavailable."""
         committed = await self._writer.commit(rows)
-        self._confirms.extend(confirm_of(item) for item in committed)
+        for item in committed:
+            self._keep(confirm_of(item))
         self._idle.clear()
         self._work.set()
 
@@ -138,23 +139,49 @@ class Scribe:
         return True
 
     async def _flush_confirms(self) -> bool:
-        """Confirms leave together, each once; those unanswered stay, behind the others: a server that is away must not
-        keep the rest from theirs. What Redis rejects is dropped: its entry in the outbox tells of it again."""
-        waiting, answered = len(self._confirms), True
-        while waiting:
-            batch = [self._confirms.popleft() for _ in range(min(CONFIRMS_AT_ONCE, waiting))]
-            waiting -= len(batch)
-            results = await asyncio.gather(*(self._engine.confirm(item) for item in batch), return_exceptions=True)
-            failed = []
-            for item, result in zip(batch, results, strict=True):
-                if isinstance(result, EngineUnavailable):
-                    failed.append(item)
-                elif isinstance(result, LimitsError | ValueError):
-                    log.error("the charge of call %s cannot be confirmed", item.hold_id, exc_info=result)
-                elif isinstance(result, BaseException):
-                    raise result
-            self._confirms.extend(failed)
-            answered = answered and not failed
-            if len(failed) == len(batch):
+        """Confirms leave together, each once, an account's in one call; those unanswered stay, behind the others: a
+        server that is away must not keep the rest from theirs."""
+        calls = list(_calls(self._confirms.values()))
+        self._confirms = {}
+        failed: list[engine_model.Confirm] = []
+        while calls:
+            some, calls = calls[:CALLS_AT_ONCE], calls[CALLS_AT_ONCE:]
+            results = await asyncio.gather(*(self._confirm(call) for call in some))
+            for call, done in zip(some, results, strict=True):
+                failed += () if done else call
+            if not any(results):
                 break
-        return answered
+        for confirm in (*(item for call in calls for item in call), *failed):
+            self._keep(confirm)
+        return not failed
+
+    async def _confirm(self, call: Sequence[engine_model.Confirm]) -> bool:
+        """Whether Redis answered. What it rejects is dropped: its entry in the outbox tells of it again."""
+        try:
+            await self._engine.confirm(*call)
+        except EngineUnavailable:
+            return False
+        except (LimitsError, ValueError) as error:
+            if len(call) > 1:  # one of them, and no reason to keep the others waiting
+                return all([await self._confirm([item]) for item in call])
+            log.error("the charge of call %s cannot be confirmed", call[0].hold_id, exc_info=error)
+        return True
+
+    def _keep(self, confirm: engine_model.Confirm) -> None:
+        """Of two answers about one charge the one that says more: the outbox's finder and its owner may both ask."""
+        key = (confirm.account, confirm.hold_id)
+        known = self._confirms.get(key)
+        if known is None or len(confirm.deltas) > len(known.deltas):
+            self._confirms[key] = confirm
+
+
+def _calls(confirms: Iterable[engine_model.Confirm]) -> Iterator[list[engine_model.Confirm]]:
+    """Confirms by account, at most ``CONFIRMS_PER_CALL`` each; second calls come after all first ones."""
+    accounts: dict[str, list[engine_model.Confirm]] = {}
+    for confirm in confirms:
+        accounts.setdefault(confirm.account, []).append(confirm)
+    most = max(map(len, accounts.values()), default=0)
+    for first in range(0, most, CONFIRMS_PER_CALL):
+        for of_account in accounts.values():
+            if call := of_account[first : first + CONFIRMS_PER_CALL]:
+                yield call

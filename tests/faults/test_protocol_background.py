@@ -11,14 +11,15 @@ import aiohttp
 import pytest
 from uuid_utils import uuid7
 
-from gateway.domain.charges import Committed, encode
+from gateway.domain.charges import ChargeChange, Committed, encode
 from gateway.metrics import Metrics
 from gateway.quota import service
 from gateway.quota.admission import Admission
 from gateway.quota.holds import HOLDS_PER_BEAT_MAX, Holds
 from gateway.quota.reaper import COMPARE_EVERY_TICKS, row_of
-from gateway.quota.scribe import CONFIRMS_AT_ONCE, Scribe
+from gateway.quota.scribe import CALLS_AT_ONCE, Scribe
 from gateway.quota.turn import Turner
+from limits.engine import CONFIRMS_PER_CALL
 from limits.errors import EngineUnavailable, ScriptRejected
 from limits.model import Charge, ChargeState, Confirm, Demand, Hold, PartitionState, Take
 from tests.support import stores
@@ -48,8 +49,8 @@ class Engine:
             raise self.failing[account]
         self.reached.append(account)
 
-    async def confirm(self, confirm: Confirm) -> None:
-        self._reach(confirm.account)
+    async def confirm(self, *confirms: Confirm) -> None:
+        self._reach(confirms[0].account)
 
     async def mark_stale(self, account: str, *, ticket: str) -> str:
         self._reach(account)
@@ -68,8 +69,11 @@ class Store:
 
     def __init__(self) -> None:
         self.waiting = [(1, "away"), (2, "here")]
+        self.answers: list[Committed] = []  # instead, one by one
 
     async def commit(self, rows: Sequence[Any]) -> list[Committed]:
+        if self.answers:
+            return [self.answers.pop(0)]
         return [Committed(account, f"hold-{index}", "settled", ()) for index, account in enumerate(rows)]
 
     async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]:
@@ -84,16 +88,54 @@ class Store:
 )
 async def test_confirms_that_fail_keep_no_others_from_redis(failure: Exception) -> None:
     engine, store = Engine(), Store()
-    engine.failing["away"] = failure
-    scribe = Scribe(store, engine, Metrics(None))  # type: ignore[arg-type]
-    await scribe.write(["away"] * (CONFIRMS_AT_ONCE + 1) + ["here"])  # type: ignore[arg-type]
+    lost = [f"away-{index}" for index in range(CALLS_AT_ONCE)] + ["away-0"] * CONFIRMS_PER_CALL
+    engine.failing = dict.fromkeys(lost, failure)
+    scribe, many = Scribe(store, engine, Metrics(None)), len(lost)  # type: ignore[arg-type]
+    await scribe.write([*lost, "here"])  # type: ignore[arg-type]
     stays = failure is AWAY
     for _ in range(2):
         assert await scribe._flush_confirms() is not stays
     assert engine.reached == ["here"]
-    assert scribe.kept == (CONFIRMS_AT_ONCE + 1 if stays else 0)
+    assert scribe.kept == (many if stays else 0)
     engine.failing.clear()
     assert await scribe._flush_confirms() and scribe.kept == 0
+
+
+async def test_a_confirm_that_redis_rejects_keeps_no_other_of_its_account_waiting() -> None:
+    """They leave in one call: what is wrong with one of them is found by asking for each alone."""
+    engine, store = Engine(), Store()
+    asked: list[list[str]] = []
+
+    async def confirm(*confirms: Confirm) -> None:
+        asked.append([item.hold_id for item in confirms])
+        if any(item.hold_id == "hold-1" for item in confirms):
+            raise ScriptRejected("no")
+
+    engine.confirm = confirm  # type: ignore[method-assign]
+    scribe = Scribe(store, engine, Metrics(None))  # type: ignore[arg-type]
+    await scribe.write(["here"] * 3)  # type: ignore[arg-type]
+    assert await scribe._flush_confirms() and scribe.kept == 0
+    assert asked == [["hold-0", "hold-1", "hold-2"], ["hold-0"], ["hold-1"], ["hold-2"]]
+
+
+async def test_of_two_answers_about_a_charge_the_later_one_is_told() -> None:
+    """The owner of a charge and who found it in the outbox commit it both: SQL's later answer has all its changes."""
+    engine, store = Engine(), Store()
+    told: list[Confirm] = []
+
+    async def confirm(*confirms: Confirm) -> None:
+        told.extend(confirms)
+
+    changes = tuple(ChargeChange(seq, (), ()) for seq in (1, 2, 3))
+    answers = [Committed("here", "hold", "lapsed", changes[:1]), Committed("here", "hold", "settled", changes)]
+    for order in (answers, answers[::-1]):
+        scribe = Scribe(store, engine, Metrics(None))  # type: ignore[arg-type]
+        engine.confirm = confirm  # type: ignore[method-assign]
+        store.answers = list(order)
+        for _ in order:
+            await scribe.write(["here"])  # type: ignore[arg-type]
+        assert await scribe._flush_confirms()
+    assert [(len(item.deltas), item.state.value) for item in told] == [(3, "settled")] * 2
 
 
 async def test_a_push_that_cannot_be_delivered_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

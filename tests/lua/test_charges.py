@@ -312,7 +312,8 @@ async def test_confirms_in_any_order_and_number_count_each_seq_once(lab: Lab, st
     dice = random.Random(seed)
     several = dice.sample(confirms * 2, k=12) + confirms[:2]
     for index, confirm in enumerate(several):
-        await lab.engine.confirm(confirm)
+        others = {item.hold_id: item for item in dice.sample(confirms, k=dice.randrange(4)) if item is not confirm}
+        await lab.engine.confirm(confirm, *others.values())
         if state == "live" and index % 4 == 0:
             sums, _ = lab.ledger.counted(ACCOUNT)
             assert (await lab.grants())[1].counted <= sums[1]

@@ -11,7 +11,7 @@ import pytest
 
 from limits import codec, keys
 from limits.client import Client, connect
-from limits.engine import Engine
+from limits.engine import CONFIRMS_PER_CALL, Engine
 from limits.errors import EngineUnavailable, ScriptRejected
 from limits.model import BudgetLine, Charge, ChargeState, Confirm, Hold, Late, Reserve, Reserved, Stale
 from limits.scripts import NAMES, SHARED, compose, parse, read, script
@@ -216,6 +216,14 @@ async def test_entry_ids_grow_when_the_clock_goes_back(lab: Lab) -> None:
     for entry in entries:
         await lab.engine.confirm(lab.ledger.commit(entry.charge))
     assert await lab.engine.outbox(0, older_than_ms=-60_000, count=10) == []
+
+
+async def test_a_call_confirms_charges_of_one_account_each_once(lab: Lab) -> None:
+    one, other = (Confirm(ACCOUNT, str(uuid.uuid4()), ChargeState.SETTLED, ()) for _ in range(2))
+    foreign = Confirm("other", str(uuid.uuid4()), ChargeState.SETTLED, ())
+    for wrong in ((), (one, one), (one, foreign), (one, other) * CONFIRMS_PER_CALL):
+        with pytest.raises(ValueError, match="charges of one account"):
+            await lab.engine.confirm(*wrong)
 
 
 async def test_a_confirm_of_nothing_known_is_no_error(lab: Lab) -> None:

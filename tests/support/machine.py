@@ -342,8 +342,13 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.confirms)
     @rule(data=st.data())
     def confirm(self, data: st.DataObject) -> None:
-        """In any order, again, or one that SQL has overtaken since."""
-        self.twin.both("confirm", data.draw(st.sampled_from(self.confirms[-6:])))
+        """In any order, again, or one that SQL has overtaken since; alone or with others of its account."""
+        recent = self.confirms[-6:]
+        first = data.draw(st.sampled_from(recent))
+        others = {item.hold_id: item for item in recent if item.account == first.account}
+        others.pop(first.hold_id, None)
+        together = data.draw(st.lists(st.sampled_from(list(others)), unique=True)) if others else []
+        self.twin.both("confirm", first, *(others[hold_id] for hold_id in together))
 
     @rule(account=ACCOUNT)
     def sync(self, account: str) -> None:
