@@ -43,7 +43,6 @@ ATTEMPTS_MAX = 16  # stale, turn, reauth, clamps: each at most a few times befor
 RESERVE_DEADLINE_MS = 1_000
 RELEASE_TRIES = 20
 RELEASE_RETRY_S = 0.5
-NOTHING = engine_model.Demand()
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +209,7 @@ class Quota:
     async def _admit(self, ask: Ask) -> Admission:
         caller, work, clamped_to, is_fresh = ask.caller, ask.work, None, False
         shadowed: Refusal | None = None
+        owes = False  # what shadow lets pass looks at its wallet, but one that owes refuses even that
         for _ in range(ATTEMPTS_MAX):
             plan = plan_of(caller, ask.catalog)
             account = caller.account
@@ -227,7 +227,7 @@ class Quota:
             if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
                 caller, is_fresh, shadowed = await ask.refresh(caller), True, None
                 continue
-            reply = await self._reserve(caller, plan, work, ask, shadowed)
+            reply = await self._reserve(caller, plan, work, ask, shadowed, owes=owes)
             match reply:
                 case engine_model.Reserved():
                     if not ask.dry:
@@ -240,7 +240,7 @@ class Quota:
                 case engine_model.Refused() if work.input_expected is not None and ask.counted is not None:
                     work = await ask.counted()
                 case engine_model.Refused() if plan.shadow:
-                    shadowed = refusal(situation, reply)
+                    shadowed, owes = shadowed or refusal(situation, reply), shadowed is not None
                 case engine_model.Refused():
                     lowered = _lower(work, reply, plan, ask)
                     if isinstance(lowered, engine_model.Refused):
@@ -277,7 +277,7 @@ class Quota:
         return isinstance(view, engine_model.Stale) or view.rev != account.rev
 
     async def _reserve(
-        self, caller: Caller, plan: Plan, work: Work, ask: Ask, shadowed: Refusal | None
+        self, caller: Caller, plan: Plan, work: Work, ask: Ask, shadowed: Refusal | None, *, owes: bool
     ) -> engine_model.ReserveReply:
         """One round trip; what shadow lets pass holds nothing. A reply that did not come is cleaned up behind the
         call's back."""
@@ -289,7 +289,9 @@ class Quota:
             account=account_id,
             hold_id=hold_id,
             rev=caller.account.rev,
-            demand=NOTHING if shadowed is not None else self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms),
+            demand=self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms)
+            if shadowed is None
+            else nothing_of(work, owes=owes),
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,
@@ -353,6 +355,11 @@ class Quota:
             except EngineUnavailable:
                 await asyncio.sleep(RELEASE_RETRY_S)
         return False
+
+
+def nothing_of(work: Work, *, owes: bool) -> engine_model.Demand:
+    """The demand of what shadow lets pass: to see its wallet, and to take nothing."""
+    return engine_model.Demand() if owes else engine_model.Demand((engine_model.WalletDemand(work.feature.wallet, 0),))
 
 
 def created_at_ms(record: str) -> int:

@@ -38,6 +38,9 @@ CUSTOMERS: Final[dict[str, Example]] = {
     "GET /api/billing/usage.csv": Example(query="month=2026-11"),
     "GET /api/billing/transactions.csv": Example(query="wallet=tokens"),
     "POST /api/v1/explain": Example(json={"feature": "job"}),
+    "GET /api/user/usage": Example(),
+    "POST /api/v1/tokens/check-balance": Example(json={"featureUsed": "job", "action": "deduct", "userId": "ann"}),
+    "GET /api/v1/tokens/stats": Example(),
 }
 OPERATORS: Final[dict[str, Example]] = {
     "GET /openapi.json": Example(),

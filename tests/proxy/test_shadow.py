@@ -77,6 +77,8 @@ async def test_what_would_be_refused_passes_and_is_recorded_uncharged(
         0,
     )
     assert (passed["input"] + passed["output"], passed["lines"]) == (100, "[]")
+    told = [headers[f"Tollgate-{name}"] for name in ("Wallet", "Held", "Remaining")]
+    assert told == ["tokens", "0", "900"]
     await assert_settled_to(gateway, account.id, 100_000)
 
 
@@ -105,6 +107,15 @@ async def test_a_plan_that_is_over_goes_on(gateway: Local, models: LocalModels) 
     assert (await ask(gateway, key))[0] == 200
     (row,) = await usage_rows(gateway, account.id)
     assert (row["shadow"], row["waived"]) == ("trial_expired", 100_000)
+
+
+async def test_a_wallet_that_owes_lets_pass_too(gateway: Local, models: LocalModels) -> None:
+    key, account = await gateway.account("dark")
+    assert (await ask(gateway, key, "input=50 output=1500 overrun", bound=900))[0] == 200
+    status, headers = await ask(gateway, key)
+    assert (status, "Tollgate-Remaining" in headers) == (200, False)
+    first, second = await usage_rows(gateway, account.id)
+    assert (first["charged"], second["shadow"], second["waived"]) == (1_550_000, "limit_exceeded", 100_000)
 
 
 async def test_uses_of_a_user_are_counted_as_enforcement_would(gateway: Local, models: LocalModels) -> None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.billing.http import admin_accounts, admin_keys, admin_money, admin_reports, customer, metering, openapi
+from gateway.billing.http import (
+    admin_accounts,
+    admin_keys,
+    admin_money,
+    admin_reports,
+    customer,
+    metering,
+    openapi,
+    tokens,
+)
 from gateway.billing.http.route import Route, Who
 
 CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
     *customer.ROUTES,
     *metering.ROUTES,
+    *tokens.ROUTES,
     who=Who.PUBLIC,
 )  # fmt: skip
 
