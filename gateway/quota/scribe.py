@@ -93,7 +93,7 @@ class Scribe:
         try:
             await self._engine.confirm(confirm)
         except EngineUnavailable:
-            self._confirms.append(confirm)
+            self._keep(confirm)
             self._idle.clear()
             self._work.set()
 

@@ -196,7 +196,7 @@ class Batch:
             committed_at_ms=now_ms,
             balance_after=account.left(wallet, at_ms),
             lines=f"[{','.join(texts)}]",
-            budgets=_dumps([(line.budget, line.starts_at_ms, line.amount) for line in budgets]),
+            budgets=f"[{','.join([f'[{line.budget},{line.starts_at_ms},{line.amount}]' for line in budgets])}]",
         )
         self.usage.append(values)
         change = ChargeChange(account.seq, tuple(lines), tuple(budgets))
@@ -255,12 +255,12 @@ def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | N
         if not 0 <= budget.amount <= AMOUNT_MAX:
             return "not an amount"
     used = row.usage
-    for amount in (
-        row.held, row.charged, row.overrun, used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h,
-        used.cache_write, used.output, used.reasoning,
-    ):  # fmt: skip
-        if not 0 <= amount <= AMOUNT_MAX:
-            return "not an amount"
+    amounts = (
+        row.held, row.charged, row.overrun, row.waived, used.input, used.cache_read, used.cache_write_5m,
+        used.cache_write_1h, used.cache_write, used.output, used.reasoning,
+    )  # fmt: skip
+    if min(amounts) < 0 or max(amounts) > AMOUNT_MAX:
+        return "not an amount"
     for at_ms in (row.created_at_ms, row.ended_at_ms):
         if not 0 <= at_ms <= TIME_MAX_MS:
             return "not a time"

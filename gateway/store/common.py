@@ -46,7 +46,9 @@ def wall_clock_ms() -> int:
 
 def storable(text: str) -> bool:
     """Whether a database can hold this text at all: whatever it can't hold, it doesn't have."""
-    return "\x00" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+    if "\x00" in text:
+        return False
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def page_size(limit: int) -> int:

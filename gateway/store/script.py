@@ -11,6 +11,8 @@ import json
 import sqlite3
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar
 
 import asyncpg
@@ -21,7 +23,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 T = TypeVar("T")
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 Rows = Sequence[Sequence[Any]]
-CHUNK: Final = 32
+CHUNKS: Final = (256, 64, 16, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,13 @@ class Prepared:
     sql: str
     names: tuple[str, ...]
     constants: Mapping[str, Any]
-    chunk: str = ""  # SQLite, plain INSERTs: the same for ``CHUNK`` rows at once
+    chunks: tuple[tuple[int, str], ...] = ()  # SQLite, plain INSERTs: the same for so many rows at once, largest first
+
+    def rows(self, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        """Each one's values in their places."""
+        if len(self.names) < 2:
+            return [tuple(each[name] for name in self.names) for each in parameters]
+        return list(map(itemgetter(*self.names), parameters))
 
 
 Script = Generator[tuple[Prepared, Parameters], Rows, T]
@@ -46,8 +54,10 @@ def prepare(dialect: Literal["sqlite", "postgresql"], statement: Executable, *co
     }
     sql, names = str(compiled), tuple(compiled.positiontup or ())
     head, values, row = sql.partition(" VALUES ")
-    chunk = f"{head}{values}{', '.join([row] * CHUNK)}" if dialect == "sqlite" and row.endswith("?)") else ""
-    return Prepared(sql, names, constants, chunk)
+    chunks: tuple[tuple[int, str], ...] = ()
+    if dialect == "sqlite" and row.endswith("?)"):
+        chunks = tuple((size, f"{head}{values}{', '.join([row] * size)}") for size in CHUNKS)
+    return Prepared(sql, names, constants, chunks)
 
 
 def run_sqlite(connection: sqlite3.Connection, script: Script[T]) -> T:
@@ -73,19 +83,20 @@ def _drive_sqlite(connection: sqlite3.Connection, script: Script[T]) -> T:
                     statement.sql, [_sqlite_value(given[name]) for name in statement.names]
                 ).fetchall()
             else:
-                _insert_sqlite(connection, statement, [[each[name] for name in statement.names] for each in parameters])
+                _insert_sqlite(connection, statement, statement.rows(parameters))
             statement, parameters = script.send(rows)
     except StopIteration as done:
         result: T = done.value
         return result
 
 
-def _insert_sqlite(connection: sqlite3.Connection, statement: Prepared, rows: list[list[Any]]) -> None:
+def _insert_sqlite(connection: sqlite3.Connection, statement: Prepared, rows: Sequence[Sequence[Any]]) -> None:
     """In chunks where it can be: each step gives the interpreter's lock away and waits to have it back."""
     start = 0
-    while statement.chunk and len(rows) - start >= CHUNK:
-        connection.execute(statement.chunk, [value for row in rows[start : start + CHUNK] for value in row])
-        start += CHUNK
+    for size, sql in statement.chunks:
+        while len(rows) - start >= size:
+            connection.execute(sql, list(chain.from_iterable(rows[start : start + size])))
+            start += size
     connection.executemany(statement.sql, rows[start:])
 
 
@@ -105,7 +116,7 @@ async def run_postgres(connection: asyncpg.Connection, script: Script[T]) -> T:
                 given = {**statement.constants, **parameters}
                 rows = await connection.fetch(statement.sql, *[given[name] for name in names])
             else:
-                await connection.executemany(statement.sql, [[each[name] for name in names] for each in parameters])
+                await connection.executemany(statement.sql, statement.rows(parameters))
             statement, parameters = script.send(rows)
     except StopIteration as done:
         await connection.execute("COMMIT")

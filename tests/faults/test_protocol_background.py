@@ -118,6 +118,17 @@ async def test_a_confirm_that_redis_rejects_keeps_no_other_of_its_account_waitin
     assert asked == [["hold-0", "hold-1", "hold-2"], ["hold-0"], ["hold-1"], ["hold-2"]]
 
 
+async def test_a_charge_decided_while_redis_is_away_is_confirmed_when_it_answers() -> None:
+    engine, store = Engine(), Store()
+    scribe = Scribe(store, engine, Metrics(None))  # type: ignore[arg-type]
+    engine.failing["here"] = AWAY
+    await scribe.decide("here")  # type: ignore[arg-type]
+    assert (scribe.kept, engine.reached) == (1, [])
+    engine.failing.clear()
+    assert await scribe._flush_confirms()
+    assert (scribe.kept, engine.reached) == (0, ["here"])
+
+
 async def test_of_two_answers_about_a_charge_the_later_one_is_told() -> None:
     """The owner of a charge and who found it in the outbox commit it both: SQL's later answer has all its changes."""
     engine, store = Engine(), Store()
