@@ -19,6 +19,7 @@ from aiohttp import web
 
 from gateway.billing.admin import Operator, admin_app
 from gateway.billing.alerts.courier import Courier
+from gateway.billing.alerts.live import LiveEvents
 from gateway.billing.desk import Desk
 from gateway.billing.http import tables
 from gateway.billing.http.frame import Frame, errors_as_json
@@ -155,6 +156,7 @@ async def build(
         ("reaper", reaper.run),
         ("notices", notices.run),
         ("alerts", courier.run),
+        ("live events", frame.live.run),
     ):
         start_background(stack, name, work)
     start_background(stack, "gauges", lambda: _gauges(worker))
@@ -164,16 +166,18 @@ async def build(
 def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, config: Callable[[], Config]) -> Frame:
     """What the billing APIs stand on."""
     quota = gateway.quota
+    states = States(engine, quota.turner)
     desk = Desk(
         store=store,
         catalog=lambda: config().catalog,
         hasher=hasher,
-        states=States(engine, quota.turner),
+        states=states,
         now_ms=quota.clock.now_ms,
         actor="system",
     )
     return Frame(
         desk=desk,
+        live=LiveEvents(store.alerts, states, lambda: config().catalog),
         callers=gateway.callers,
         quota=quota,
         metered=Metered(engine, quota, gateway.metrics),
@@ -315,6 +319,7 @@ async def finish(worker: Worker, listeners: Sequence[web.AppRunner] = ()) -> Non
     for runner in listeners:
         for site in tuple(runner.sites):
             await site.stop()
+    worker.frame.live.close()
     await drain(worker.gateway, worker.installation.config.settings.grace_s)
 
 

@@ -325,6 +325,17 @@ class Overloaded(QuotaUnavailable):
     code = "overloaded"
 
 
+class TooManyListeners(TollgateError):
+    """Too many listen to live events already. Close one, or try again shortly."""
+
+    code = "too_many_listeners"
+    status = 429
+    retry = True
+    anthropic_type = "rate_limit_error"
+    openai_type = "rate_limit_exceeded"
+    openai_code: ClassVar[str | None] = "rate_limit_exceeded"
+
+
 class StoreUnavailable(QuotaUnavailable):
     """The database does not answer right now. Try again shortly."""
 

@@ -26,6 +26,7 @@ _ONE: Final = "/admin/v1/accounts/{account}"
 CUSTOMERS: Final[dict[str, Example]] = {
     "GET /openapi.json": Example(),
     "GET /api/billing/plans": Example(),
+    "GET /api/billing/events": Example(query="limit=1"),
     "POST /api/v1/usage": Example(json={"feature": "job", "quantity": 2, "user": "ann", "metadata": {"a": 1}}),
     "GET /api/billing/packages": Example(),
     "GET /api/billing/balance": Example(),

@@ -53,6 +53,7 @@ from pydantic import BaseModel, ValidationError
 from uuid_utils import uuid7
 
 from gateway import json_bodies
+from gateway.billing.alerts.live import LiveEvents
 from gateway.billing.desk import Desk, shown
 from gateway.billing.http.models import Named
 from gateway.billing.http.route import JSON, Answer, Call, Raw, Route, Who
@@ -103,6 +104,7 @@ class Frame:
     """What handlers work with. ``desk``'s actor is replaced by who asks."""
 
     desk: Desk
+    live: LiveEvents
     callers: Callers
     quota: Quota
     metered: Metered

@@ -10,6 +10,7 @@ from gateway.billing.http import (
     admin_money,
     admin_reports,
     customer,
+    events,
     metering,
     openapi,
     tokens,
@@ -18,6 +19,7 @@ from gateway.billing.http.route import Route, Who
 
 CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
     *customer.ROUTES,
+    *events.ROUTES,
     *metering.ROUTES,
     *tokens.ROUTES,
     who=Who.PUBLIC,
