@@ -17,13 +17,15 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gateway.billing.admin import Operator, admin_app
+from gateway.billing.admin import admin_app
 from gateway.billing.alerts.courier import Courier
 from gateway.billing.alerts.live import LiveEvents
 from gateway.billing.desk import Desk
 from gateway.billing.http import tables
 from gateway.billing.http.frame import Frame, errors_as_json
+from gateway.billing.http.operator import Operator
 from gateway.config.model import Config
+from gateway.config.shown import running
 from gateway.domain.plans import Catalog
 from gateway.installation import Installation
 from gateway.metrics import Labels, Metrics
@@ -174,6 +176,7 @@ def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, co
         states=states,
         now_ms=quota.clock.now_ms,
         actor="system",
+        metrics=gateway.metrics,
     )
     return Frame(
         desk=desk,
@@ -303,6 +306,36 @@ async def customers(worker: Worker, stack: AsyncExitStack) -> web.AppRunner:
     assert server is not None
     server.request_handler = front(worker.gateway, server.request_handler)
     return runner
+
+
+def operator_of(
+    worker: Worker, *, reload: Callable[[], Awaitable[list[str]]], render_metrics: Callable[[], Awaitable[bytes]]
+) -> Operator:
+    """What the operators' listener asks of this worker."""
+
+    def upstreams() -> list[dict[str, object]]:
+        found = worker.gateway.config.settings.upstreams
+        states = worker.gateway.breakers.states(found)
+        return [
+            {
+                "name": name,
+                "dialect": upstream.dialect,
+                "url": upstream.url,
+                "on": upstream.on,
+                "keys": len(upstream.keys),
+                "breaker": states[name].name.lower(),
+            }
+            for name, upstream in found.items()
+        ]
+
+    return Operator(
+        token=lambda: worker.installation.config.settings.admin_token,
+        ready=worker.ready,
+        render_metrics=render_metrics,
+        reload=reload,
+        config=lambda: running(worker.installation.config),
+        upstreams=upstreams,
+    )
 
 
 async def operators(worker: Worker, operator: Operator, stack: AsyncExitStack) -> web.AppRunner:

@@ -24,7 +24,6 @@ from aiohttp import web
 
 from gateway import app, logs, metrics
 from gateway import demo as demonstration
-from gateway.billing.admin import Operator
 from gateway.config.model import STRIPE_OFF, Address, Config
 from gateway.config.reload import Rejected, Reloaded, Watcher
 from gateway.config.values import address
@@ -204,12 +203,7 @@ async def work(installation: Installation, redis_url: str, context: WorkerContex
         async def render() -> bytes:
             return await asyncio.to_thread(metrics.render, folder, await app.read_at_scrape(worker))
 
-        operator = Operator(
-            token=lambda: worker.installation.config.settings.admin_token,
-            ready=worker.ready,
-            render_metrics=render,
-            reload=reload,
-        )
+        operator = app.operator_of(worker, reload=reload, render_metrics=render)
         listeners = [await app.customers(worker, stack), await app.operators(worker, operator, stack)]
         for runner, listener in zip(listeners, context.sockets, strict=True):
             await web.SockSite(runner, listener, backlog=BACKLOG).start()

@@ -25,6 +25,7 @@ from limits.model import (
     Demand,
     Grant,
     Hold,
+    OpenHold,
     OutboxEntry,
     Scope,
     Snapshot,
@@ -223,6 +224,13 @@ def encode_hold(hold: Hold, packed: Layout) -> bytes:
     takes = b"".join(_TAKE.pack(take.number, take.amount, places[take.wallet]) for take in hold.takes)
     starts = b"".join((hold.window_starts_ms[index] % _U32).to_bytes(4, "little") for index in packed.windows)
     return b"".join((head, takes, starts, packed.slots, hold.note))
+
+
+def decode_hold(hold_id: str, packed: bytes) -> OpenHold:
+    """What the head and the takes of a kept hold say."""
+    _, first_byte, created_at_ms, _, _, count, _ = _HOLD.unpack_from(packed)
+    takes = _TAKE.iter_unpack(packed[_HOLD.size : _HOLD.size + count * _TAKE.size])
+    return OpenHold(hold_id, created_at_ms, bool(first_byte), tuple((number, amount) for number, amount, _ in takes))
 
 
 def encode_vector(lines: Sequence[Take], budgets: Sequence[BudgetLine], *, signed: bool) -> bytes:

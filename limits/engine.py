@@ -27,6 +27,7 @@ from limits.model import (
     Demand,
     ExtendReply,
     Hold,
+    OpenHold,
     OutboxEntry,
     PartitionState,
     Reserve,
@@ -42,6 +43,7 @@ HOLDS_PER_RENEW_MAX: Final = 512
 CONFIRMS_PER_CALL: Final = 32
 BUCKETS_PEEKED_MAX: Final = 64
 LAPSES_PER_CALL: Final = 64
+HOLDS_SCANNED_AT_ONCE: Final = 500
 _POLICY = struct.Struct("<qQIIQI")
 _CALL = struct.Struct("<16sQIQ")
 
@@ -148,9 +150,27 @@ class Engine:
         """End a hold that was not served: no charge, everything back. Raises EngineUnavailable."""
         await self.release_id(hold.account, hold.hold_id)
 
-    async def release_id(self, account: str, hold_id: str) -> None:
-        """The same for a reserve whose reply never came, once its deadline has passed. Raises EngineUnavailable."""
-        await self._run("release", account, keys.hold_bytes(hold_id))
+    async def release_id(self, account: str, hold_id: str) -> bool:
+        """The same for a reserve whose reply never came, once its deadline has passed; whether it was open.
+
+        Raises EngineUnavailable."""
+        return bool(await self._run("release", account, keys.hold_bytes(hold_id)))
+
+    async def open_holds(self, account: str) -> tuple[OpenHold, ...]:
+        """What is in flight, the oldest first: for people, who ask seldom. It looks through the account's fields in
+        pieces, so that nobody waits for it. Raises EngineUnavailable."""
+        key = keys.home_of(account, self.partitions).keys[0]
+        found: dict[str, OpenHold] = {}
+        cursor = b"0"
+        while True:
+            cursor, fields = await self.client.execute(
+                b"HSCAN", key, cursor, b"MATCH", keys.hold_field(b"*"), b"COUNT", HOLDS_SCANNED_AT_ONCE, key=key
+            )
+            for name, packed in zip(fields[::2], fields[1::2], strict=True):
+                hold = codec.decode_hold(keys.hold_text(name[1:]), packed)
+                found[hold.hold_id] = hold
+            if int(cursor) == 0:
+                return tuple(sorted(found.values(), key=lambda hold: hold.created_at_ms))
 
     async def renew(self, partition: int, holds: Sequence[Hold]) -> PartitionState:
         """Beat the partition, and upsert live holds of its accounts (at most 512).

@@ -357,6 +357,16 @@ class PartitionState:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHold:
+    """A hold as Redis keeps it: what it took of which grants, by their numbers."""
+
+    hold_id: str
+    created_at_ms: int
+    first_byte: bool
+    takes: tuple[tuple[int, int], ...]  # (grant number, amount)
+
+
+@dataclass(frozen=True, slots=True)
 class GrantView:
     number: int
     amount: int

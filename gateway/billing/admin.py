@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
 from aiohttp import web
@@ -19,22 +18,13 @@ from uuid_utils import uuid7
 
 from gateway.billing.http import tables
 from gateway.billing.http.frame import Frame, errors_as_json
+from gateway.billing.http.operator import Operator
 from gateway.errors import AdminTokenNotSet, InvalidApiKey, MissingApiKey, TollgateError
 
 log = logging.getLogger(__name__)
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _OPEN: Final = ("/metrics", "/readyz")
-
-
-@dataclass(frozen=True, slots=True)
-class Operator:
-    """What the listener needs from the worker."""
-
-    token: Callable[[], str]  # of the running config; "" = the admin API is off
-    ready: Callable[[], Awaitable[bool]]
-    render_metrics: Callable[[], Awaitable[bytes]]
-    reload: Callable[[], Awaitable[list[str]]]  # the problems; empty = taken into use
 
 
 def admin_app(operator: Operator, frame: Frame) -> web.Application:
@@ -48,14 +38,9 @@ def admin_app(operator: Operator, frame: Frame) -> web.Application:
         is_ready = await operator.ready()
         return web.Response(status=200 if is_ready else 503, text="ready\n" if is_ready else "not ready\n")
 
-    async def reload(_: web.Request) -> web.Response:
-        problems = await operator.reload()
-        return web.json_response({"reloaded": not problems, "problems": problems}, status=400 if problems else 200)
-
     app.router.add_get("/metrics", metrics)
     app.router.add_get("/readyz", readyz)
-    app.router.add_post("/admin/v1/reload", reload)
-    frame.mount(app, tables.OPERATORS)
+    replace(frame, operator=operator).mount(app, tables.OPERATORS)
     return app
 
 

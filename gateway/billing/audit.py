@@ -67,6 +67,11 @@ class AuditService:
                 differences = found.differences if moving else (*found.differences, *last)
                 yield Audited(found.account_id, found.charges, bool(seen), moving, differences)
 
+    async def note(self, action: str, *, detail: Mapping[str, object]) -> None:
+        """A line of the audit log about an act on the installation. Raises StoreUnavailable."""
+        desk = self._desk
+        await desk.store.ledger.note(action, account_id=None, actor=desk.actor, now_ms=desk.now_ms(), detail=detail)
+
     async def count(self) -> int:
         """How many accounts there are. Raises StoreUnavailable."""
         return sum((await self._desk.store.accounts.counts()).values())

@@ -10,6 +10,7 @@ from gateway.billing.budgets import BudgetService
 from gateway.billing.desk import Desk
 from gateway.billing.exports import ExportService
 from gateway.billing.grants import GrantService
+from gateway.billing.holds import HoldService
 from gateway.billing.keys import KeyService
 from gateway.billing.outlook import OutlookService
 from gateway.billing.packages import PackageService
@@ -33,6 +34,7 @@ class Office:
     outlook: OutlookService
     exports: ExportService
     audit: AuditService
+    holds: HoldService
 
 
 def office_at(desk: Desk) -> Office:
@@ -49,4 +51,5 @@ def office_at(desk: Desk) -> Office:
         outlook=OutlookService(desk),
         exports=ExportService(desk),
         audit=AuditService(desk),
+        holds=HoldService(desk),
     )

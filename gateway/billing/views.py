@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 
 from gateway.billing.accounts import Holding
+from gateway.billing.holds import InFlight
 from gateway.billing.reports import Balance, WalletBalance
 from gateway.domain.accounts import Account, Budget, GrantState, Subscription
 from gateway.domain.ledger import Book
@@ -341,6 +342,15 @@ def transaction_view(row: Transaction, meter: Meter | None) -> View:
         "reason": row.reason,
         "seq_first": row.seq_first or None,
         "seq_last": row.seq_last or None,
+    }
+
+
+def hold_view(each: InFlight, meters: Mapping[str, Meter]) -> View:
+    return {
+        "id": each.hold.hold_id,
+        "started_at": exactly(each.hold.created_at_ms),
+        "first_byte": each.hold.first_byte,
+        "held": {wallet: quantity(meters.get(wallet), amount) for wallet, amount in each.held.items()},
     }
 
 

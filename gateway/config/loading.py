@@ -9,6 +9,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Union, get_args, get_origin
@@ -21,6 +22,7 @@ from gateway.config.model import Config
 from gateway.config.reading import SIZE_MAX_BYTES, Loc, Problem, Source, read
 from gateway.config.schema import Document
 from gateway.config.secrets import apply_secrets
+from gateway.config.shown import without_secrets
 from gateway.config.unsupported import unsupported
 from gateway.errors import ConfigError
 
@@ -55,7 +57,7 @@ def parse(data: bytes, path: Path, env: Mapping[str, str]) -> Config:
         document = _validated(source)
     if source.problems or document is None:
         raise ConfigError(_told(source, path))
-    return build(document, path, data)
+    return replace(build(document, path, data), document=without_secrets(source))
 
 
 def _told(source: Source, path: Path) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.domain.alerts import Channels
 from gateway.domain.plans import Catalog
@@ -95,3 +95,4 @@ class Config:
     catalog: Catalog
     version: str  # hash of the file's content
     path: Path
+    document: Mapping[str, Any] = field(default_factory=dict)  # as the file says it, without secrets

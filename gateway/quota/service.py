@@ -346,7 +346,7 @@ class Quota:
         self.clock.saw(settled.server_ms)
         self.holds.saw_record(self._engine.partition(hold.account), settled.record)
 
-    async def _until_answered(self, send: Callable[[], Awaitable[None]]) -> bool:
+    async def _until_answered(self, send: Callable[[], Awaitable[object]]) -> bool:
         """Bounded by about the lease's length: past that the hold lapses by itself. Whether Redis answered."""
         for _ in range(RELEASE_TRIES):
             try:

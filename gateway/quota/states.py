@@ -16,6 +16,7 @@ from gateway.quota.turn import Turner, nonce
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import AccountView as AccountView  # what ``view`` answers, for those who may not know the engine
+from limits.model import OpenHold as OpenHold
 from limits.model import Stale
 
 ATTEMPTS_MAX = 8  # another one may make the account stale, or turn it, between two of our steps
@@ -35,6 +36,20 @@ class States:
         except (EngineUnavailable, StoreUnavailable):
             return False
         return True
+
+    async def open_holds(self, account_id: str) -> tuple[OpenHold, ...]:
+        """What is in flight, the oldest first. Raises QuotaUnavailable."""
+        try:
+            return await self._engine.open_holds(account_id)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
+
+    async def release(self, account_id: str, hold_id: str) -> bool:
+        """End a hold without a charge; False when it is not open. Raises QuotaUnavailable."""
+        try:
+            return await self._engine.release_id(account_id, hold_id)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
 
     async def rebuild(self, account_ids: Sequence[str]) -> None:
         """Load the accounts from SQL, whatever Redis holds. Raises QuotaUnavailable, StoreUnavailable."""

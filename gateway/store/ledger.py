@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Row, Select, select
 
 from gateway.errors import BadRequest
 from gateway.store.audit import AccountAudit, audit
-from gateway.store.common import Page, page_of, page_size
+from gateway.store.common import Page, page_of, page_size, record
 from gateway.store.database import Database
 from gateway.store.schema import audit_log, ledger
 
@@ -57,7 +57,7 @@ class AuditLine:
 
 
 class Ledger:
-    """Reads only."""
+    """Reads; and lines of the audit log for what is no change of anything here."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -102,6 +102,13 @@ class Ledger:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return page_of(rows, size, _audit_line_of, lambda row: str(row.id))
+
+    async def note(
+        self, action: str, *, account_id: str | None, actor: str, now_ms: int, detail: Mapping[str, Any]
+    ) -> None:
+        """A line of the audit log about an act that changes nothing else here. Raises StoreUnavailable."""
+        async with self._database.write() as connection:
+            await record(connection, action, account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
 
     async def audit(self, account_id: str | None = None) -> AsyncIterator[AccountAudit]:
         """Compare one account, or each of them in the order of creation, with rejected charges of nobody at the end.

@@ -20,14 +20,19 @@ import orjson
 from aiohttp import web
 
 from gateway import app
-from gateway.billing.admin import Operator
+from gateway.domain.accounts import Account
 from gateway.metrics import render
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
+from gateway.quota.turn import nonce
+from gateway.store.common import new_id
+from limits.model import Demand, Reserve, Reserved, WalletDemand
 from tests.support.gateways import Local, config_text, local
 from tests.support.processes import free_port
 
 ADMIN_TOKEN = "admin-canary-91d0"
 SECRET = "0123456789abcdef" * 4
+LEASE_MS = 60_000
+PACKAGES = "packages: {small: {label: Small, price: 5, grants: [{wallet: tokens, amount: 100}]}}"
 NO_MODELS = "http://127.0.0.1:9"
 
 
@@ -87,6 +92,17 @@ class Apis:
         )
         return key
 
+    async def held(self, account: Account, amount: int = 1_500) -> str:
+        """An open hold of the account's tokens, as a call's would be."""
+        worker = self.gateway.worker
+        desk = worker.frame.desk
+        assert desk.states is not None
+        rev = (await desk.states.view(account.id, ("tokens",))).rev
+        request = Reserve(account.id, new_id(), rev, Demand(wallets=(WalletDemand("tokens", amount),)), LEASE_MS)
+        reply = await worker.engine.reserve(request, ticket=nonce())
+        assert isinstance(reply, Reserved), reply
+        return reply.hold.hold_id
+
 
 @asynccontextmanager
 async def apis(
@@ -96,6 +112,7 @@ async def apis(
     os.environ.update(TEST_ADMIN_TOKEN=token, TEST_SECRET=SECRET)
     text = changes.pop("text", None) or config_text(models_url, port=free_port(), admin=free_port(), **changes)
     secrets = 'admin_token: "${TEST_ADMIN_TOKEN:-}", secret: "${TEST_SECRET}"'
+    text += "\n" + PACKAGES
     text = text.replace("server: {", f"server: {{{secrets}, ", 1)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(local(models_url, redis_url, folder, text=text))
@@ -107,12 +124,7 @@ async def apis(
         async def reload() -> list[str]:
             return []
 
-        operator = Operator(
-            token=lambda: worker.installation.config.settings.admin_token,
-            ready=worker.ready,
-            render_metrics=numbers,
-            reload=reload,
-        )
+        operator = app.operator_of(worker, reload=reload, render_metrics=numbers)
         runner = await app.operators(worker, operator, stack)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         session = await stack.enter_async_context(aiohttp.ClientSession())

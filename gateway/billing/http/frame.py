@@ -56,6 +56,7 @@ from gateway import json_bodies
 from gateway.billing.alerts.live import LiveEvents
 from gateway.billing.desk import Desk, shown
 from gateway.billing.http.models import Named
+from gateway.billing.http.operator import Operator
 from gateway.billing.http.route import JSON, Answer, Call, Raw, Route, Who
 from gateway.billing.office import office_at
 from gateway.domain.accounts import Caller
@@ -112,6 +113,12 @@ class Frame:
     spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]  # work that nobody's leaving ends
     public_pricing: Callable[[], bool]  # whether prices are read without a key
     explain: Explain
+    operator: Operator | None = None  # on the operators' listener
+
+    @property
+    def operations(self) -> Operator:
+        assert self.operator is not None, "only the operators' listener has an operator"
+        return self.operator
 
     def mount(self, app: web.Application, routes: Iterable[Route]) -> None:
         """Serve these routes through ``app``."""

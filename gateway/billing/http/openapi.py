@@ -168,7 +168,9 @@ def _responses(route: Route, refs: Any) -> Document:
         content = {JSON: {"schema": refs[route.answer, "serialization"]}}
     answers: Document = {str(route.status): {"description": "Done.", "content": content}}
     for status, model in route.others.items():
-        answers[str(status)] = {"description": "No.", "content": {JSON: {"schema": refs[model, "serialization"]}}}
+        own = refs[model, "serialization"]
+        schema = own if status < 400 else {"anyOf": [own, refs[ErrorBody, "serialization"]]}
+        answers[str(status)] = {"description": "No.", "content": {JSON: {"schema": schema}}}
     answers["4XX"] = {"description": "Refused: see docs/errors.md.", **error}
     answers["5XX"] = {"description": "Something is away, or broken.", **error}
     return answers

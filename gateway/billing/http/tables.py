@@ -8,7 +8,9 @@ from gateway.billing.http import (
     admin_accounts,
     admin_keys,
     admin_money,
+    admin_payments,
     admin_reports,
+    admin_running,
     customer,
     events,
     metering,
@@ -29,6 +31,8 @@ OPERATORS: Final[tuple[Route, ...]] = openapi.documented(
     *admin_accounts.ROUTES,
     *admin_keys.ROUTES,
     *admin_money.ROUTES,
+    *admin_payments.ROUTES,
     *admin_reports.ROUTES,
+    *admin_running.ROUTES,
     who=Who.ADMIN,
 )  # fmt: skip
