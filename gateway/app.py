@@ -81,10 +81,11 @@ class Worker:
 
     def configure(self, config: Config) -> None:
         """Take a new config into use: calls that began keep the old one."""
+        before = self.installation.config.catalog
         self.installation = replace(self.installation, config=config)
         self.gateway.config = config
-        self.gateway.callers.clear()
-        self.gateway.quota.forget_shapes()
+        self.gateway.callers.doubt()
+        self.gateway.quota.reloaded(before, config.catalog)
 
     async def ready(self) -> bool:
         """Redis and SQL answer, charges find their way, and this is not the end."""
@@ -139,7 +140,7 @@ async def build(
     leg = HttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     hasher = KeyHasher(installation.secret)
-    callers = Callers(store.callers, hasher, clock.now_ms)
+    callers = Callers(store.callers, hasher, clock.now_ms, moved_on=quota.moved_on)
     gateway = Gateway(
         config=config,
         callers=callers,

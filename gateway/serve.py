@@ -138,7 +138,9 @@ async def prepare(installation: Installation, *, is_demo: bool) -> dict[str, str
     )
     try:
         await migration.migrate(store.database)
-        await store.plans.register(now_ms=wall_clock_ms())
+        alone = store.database.dialect == "sqlite"  # no replica can be behind: whatever it sells is meant
+        versions = [plan.version for plan in installation.config.catalog.plans.values()] if alone else []
+        await store.plans.register(now_ms=wall_clock_ms(), returned=versions)
         return await demonstration.make_accounts(installation, store) if is_demo else {}
     finally:
         await store.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk
 from gateway.domain.accounts import Account, GrantState
+from gateway.domain.turns import refills_at_ms
 from gateway.errors import QuotaUnavailable
 from gateway.store.common import Page
 from gateway.store.ledger import ANY_TIME, AuditLine, Times, Transaction
@@ -28,10 +29,11 @@ class GrantBalance:
 
 @dataclass(frozen=True, slots=True)
 class WalletBalance:
-    """A wallet's open grants in sum. ``resets_at_ms``: the earliest end among them, 0 = none ends."""
+    """A wallet's open grants in sum. ``resets_at_ms``: when its next allowance comes, 0 = none does."""
 
     wallet: str
     grants: tuple[GrantBalance, ...]
+    resets_at_ms: int = 0
 
     @property
     def granted(self) -> int:
@@ -48,10 +50,6 @@ class WalletBalance:
     @property
     def available(self) -> int:
         return self.granted - self.used - self.held
-
-    @property
-    def resets_at_ms(self) -> int:
-        return min((each.grant.expires_at_ms for each in self.grants if each.grant.expires_at_ms), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +87,8 @@ class ReportService:
         account = await desk.account(account.id)
         all_grants = await desk.store.grants.list(account.id)
         known = {grant.number: grant for grant in all_grants}
+        plan = desk.catalog().plans.get(account.subscription.plan)
+        refills_ms = refills_at_ms(desk.catalog(), account.subscription)
         balances = []
         for wallet, grants in view.wallets:
             held = [
@@ -97,7 +97,8 @@ class ReportService:
                 if each.number in known and _is_open(each.starts_at_ms, each.expires_at_ms, view.server_ms)
             ]
             if held or wallet.wallet in wallets:
-                balances.append(WalletBalance(wallet.wallet, tuple(held)))
+                resets_ms = refills_ms if plan is not None and wallet.wallet in plan.allowance else 0
+                balances.append(WalletBalance(wallet.wallet, tuple(held), resets_ms))
         return Balance(account, tuple(balances), view.holds_open, all_grants)
 
     async def usage(

@@ -195,7 +195,8 @@ def migrate_at(place: Place) -> dict[str, object]:
         store = open_store(url, folder=installation.data, catalog=lambda: installation.config.catalog)
         try:
             await migrate(store.database)
-            await store.plans.register(now_ms=wall_clock_ms())
+            versions = [plan.version for plan in installation.config.catalog.plans.values()]
+            await store.plans.register(now_ms=wall_clock_ms(), returned=versions)
         finally:
             await store.close()
         return {"schema": head(), "database": store.database.dialect}

@@ -3,8 +3,8 @@
 Rules
 1. The cache never decides alone: a caller carries the account's ``rev``, and the reserve script compares it: a revoked
    key or a changed plan counts on the very next call.
-2. A service key has no account whose rev would tell: it is asked again after ``SERVICE_FRESH_S``. So is a suspended
-   account, so that it works again soon after it was resumed.
+2. A service key has no account whose rev would tell: it is asked again after ``SERVICE_FRESH_S``. A suspended account
+   never comes to the reserve: Redis is asked for its rev, so that it works again with its next call.
 3. While the database is away a known caller stays known for ``STALE_S``; an unknown one gets 503, never 401.
 4. The cache is keyed by the full digest, bounded, and holds no key.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller
-from gateway.errors import AccountNotFound, AccountSuspended, InvalidApiKey, StoreUnavailable
+from gateway.errors import AccountNotFound, AccountSuspended, InvalidApiKey, QuotaUnavailable, StoreUnavailable
 from gateway.quota.keys import KeyHasher, well_formed
 
 FRESH_S = 30.0
@@ -113,8 +113,11 @@ class _Cache(Generic[T]):
     def drop(self, key: str) -> None:
         self._entries.pop(key, None)
 
-    def clear(self) -> None:
-        self._entries.clear()
+    def doubt(self) -> None:
+        """Ask again for everything before it is used; what the source cannot tell while it is away stays known."""
+        for key, entry in self._entries.items():
+            self._entries[key] = replace(entry, read_at_s=entry.read_at_s - FRESH_S)
+        self._unknown.clear()
 
 
 def _put(entries: OrderedDict[K, V], key: K, value: V, entries_max: int) -> None:
@@ -127,8 +130,17 @@ def _put(entries: OrderedDict[K, V], key: K, value: V, entries_max: int) -> None
 class Callers:
     """Authentication: from the text of a key to a caller with an account that may call."""
 
-    def __init__(self, store: CallerStore, hasher: KeyHasher, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: CallerStore,
+        hasher: KeyHasher,
+        now_ms: Callable[[], int],
+        *,
+        moved_on: Callable[[Account], Awaitable[bool]] | None = None,
+    ) -> None:
+        """``moved_on``: whether an account has another rev by now."""
         self._store = store
+        self._moved_on = moved_on
         self._hasher = hasher
         self._now_ms = now_ms
         self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes.fromhex(digest)))
@@ -140,8 +152,10 @@ class Callers:
         StoreUnavailable."""
         digest = self._digest(key)
         caller = self._keys.peek(digest, fresh_s) or await self._keys.get(digest, fresh_s)
-        if caller is not None and (caller.service or _suspended(caller)):
+        if caller is not None and caller.service:
             caller = await self._keys.get(digest, min(fresh_s, SERVICE_FRESH_S))
+        elif caller is not None and caller.account is not None and _suspended(caller):
+            caller = await self._keys.get(digest, min(fresh_s, await self._fresh_s(caller.account)))
         if caller is None or (caller.expires_at_ms and caller.expires_at_ms <= self._now_ms()):
             raise InvalidApiKey
         return await self.naming(caller, account_ref, fresh_s=fresh_s)
@@ -164,10 +178,19 @@ class Callers:
                 self._accounts.drop(account_ref)
         return await self.by_key(key, account_ref=account_ref)
 
-    def clear(self) -> None:
-        """Forget everything (a reload of the config)."""
-        self._keys.clear()
-        self._accounts.clear()
+    def doubt(self) -> None:
+        """Ask the database again about everybody, as far as it is there (a reload of the config)."""
+        self._keys.doubt()
+        self._accounts.doubt()
+
+    async def _fresh_s(self, suspended: Account) -> float:
+        """How old may be what is known of a suspended account: nothing, once Redis knows of a change."""
+        if self._moved_on is None:
+            return SERVICE_FRESH_S
+        try:
+            return 0.0 if await self._moved_on(suspended) else SERVICE_FRESH_S
+        except QuotaUnavailable:
+            return SERVICE_FRESH_S
 
     async def with_user(self, caller: Caller, external_user: str | None, team_ref: str | None) -> Caller:
         """Bind the named user and team, when the key itself is bound to none. A user is created on first sight."""
@@ -203,7 +226,7 @@ class Callers:
             return caller
         found = self._accounts.peek(account_ref, fresh_s) or await self._accounts.get(account_ref, fresh_s)
         if found is not None and found[0].status is AccountStatus.SUSPENDED:
-            found = await self._accounts.get(account_ref, min(fresh_s, SERVICE_FRESH_S))
+            found = await self._accounts.get(account_ref, min(fresh_s, await self._fresh_s(found[0])))
         if found is None:
             raise AccountNotFound
         account, budgets = found

@@ -146,8 +146,9 @@ class Quota:
         self.clock.saw(states[-1].server_ms)
         return states
 
-    def forget_shapes(self) -> None:
-        """The config changed: limits and policies are laid out anew."""
+    def reloaded(self, before: Catalog, after: Catalog) -> None:
+        """Another config is in use: limits and policies are laid out anew."""
+        self._versions.reloaded(before, after)
         self._shapes = Shapes()
 
     async def admit(self, ask: Ask) -> Admission:
@@ -270,6 +271,13 @@ class Quota:
         if shadowed is not None:
             scope = shadowed.detail.scope if shadowed.detail is not None and shadowed.detail.scope else "account"
             self._metrics.shadow_denials.add((shadowed.code, scope, plan.name), 1)
+
+    async def moved_on(self, account: Account) -> bool:
+        """Whether the account has changed since it was read. Raises QuotaUnavailable."""
+        try:
+            return await self._changed(account)
+        except EngineUnavailable as error:
+            raise QuotaUnavailable from error
 
     async def _changed(self, account: Account) -> bool:
         """Whether the account moved on since its caller was cached: then the reserve will say ``reauth``."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from gateway.domain.plans import Catalog, Plan
@@ -28,7 +28,7 @@ FOLLOWED_AT_ONCE = 100
 
 
 class PlanStore(Protocol):
-    async def register(self, *, now_ms: int) -> None: ...
+    async def register(self, *, now_ms: int, returned: Collection[str] = ()) -> None: ...
 
     async def outdated(self, *, limit: int = 100) -> Sequence[str]: ...
 
@@ -44,7 +44,14 @@ class Versions:
         self._catalog = catalog
         self._clock = clock
         self._registered: set[str] = set()
+        self._returned: set[str] = set()
         self._stays: OrderedDict[tuple[str, str], float] = OrderedDict()
+
+    def reloaded(self, before: Catalog, after: Catalog) -> None:
+        """Another config is in use here: what it changes is meant, even where it takes an older version back."""
+        old = {plan.version for plan in before.plans.values()}
+        self._returned = {plan.version for plan in after.plans.values()} - old
+        self._stays.clear()
 
     async def follow(self, account_id: str, plan: Plan) -> bool:
         """Whether the account's subscription moved to this version of its plan just now."""
@@ -73,9 +80,11 @@ class Versions:
 
     async def _register(self) -> None:
         versions = {plan.version for plan in self._catalog().plans.values()}
-        if not versions <= self._registered:
-            await self._plans.register(now_ms=self._clock.now_ms())
+        returned = self._returned & versions
+        if returned or not versions <= self._registered:
+            await self._plans.register(now_ms=self._clock.now_ms(), returned=returned)
             self._registered = versions
+            self._returned -= returned
 
     async def _advance(self, account_id: str) -> bool:
         view = await self._states.view(account_id, tuple(self._catalog().meters))

@@ -2,18 +2,18 @@
 
 Rules
 1. Versions are registered in order, and a subscription only moves forward along them: replicas that run an older config
-   for a while change nothing back.
+   for a while change nothing back. An operator who takes an older version back into use does: it is registered anew.
 2. What a version changes in the running period is adjusted once per (subscription, period, version). A smaller
    allowance takes back what is neither used nor held.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, or_, select, tuple_
+from sqlalchemy import Row, delete, func, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import GrantState, Subscription
@@ -34,10 +34,22 @@ class Plans:
         self._database = database
         self._catalog = catalog
 
-    async def register(self, *, now_ms: int) -> None:
-        """Note the configured plans' versions, after each load of a config. Raises StoreUnavailable."""
-        rows = [_row(plan, now_ms) for plan in self._catalog().plans.values()]
+    async def register(self, *, now_ms: int, returned: Collection[str] = ()) -> None:
+        """Note the configured plans' versions, after each load of a config. ``returned``: versions that are meant to be
+        the newest, even if they were there before. Raises StoreUnavailable."""
+        plans = self._catalog().plans.values()
+        rows = [_row(plan, now_ms) for plan in plans]
         async with self._database.write() as connection:
+            newest = select(func.max(plan_versions.c.id)).group_by(plan_versions.c.plan)
+            for plan in plans:
+                if plan.version in returned:
+                    await connection.execute(
+                        delete(plan_versions).where(
+                            plan_versions.c.plan == plan.name,
+                            plan_versions.c.version == plan.version,
+                            plan_versions.c.id.not_in(newest),
+                        )
+                    )
             await connection.execute(inserting(self._database.dialect, plan_versions).on_conflict_do_nothing(), rows)
 
     async def outdated(self, *, limit: int = 100) -> tuple[str, ...]:
@@ -73,10 +85,12 @@ class Plans:
             old = await _older(connection, subscription, plan)
             if old is None:
                 return False
+            old_allowance, registration = old
             moved = replace(subscription, plan_version=plan.version)
             await take_back_ahead(connection, account_id, row, now_ms)
             await move(connection, row, moved)
-            was, now = allowance(replace(plan, allowance=old), subscription.terms), allowance(plan, subscription.terms)
+            before = replace(plan, allowance=old_allowance if subscription.status.usable else plan.allowance)
+            was, now = allowance(before, subscription.terms), allowance(plan, subscription.terms)
             for wallet in sorted(was.keys() | now.keys()):
                 mine = await _of_period(connection, account_id, subscription, wallet)
                 change = adjustment(
@@ -88,9 +102,11 @@ class Plans:
                 )
                 if change < 0:
                     reason = f"plan {plan.name} changed"
-                    await withdraw(connection, account_id, reversed(mine), -change, now_ms=now_ms, reason=reason)
+                    await withdraw(
+                        connection, account_id, reversed(mine), -change, now_ms=now_ms, reason=reason, held=held
+                    )
                 elif change > 0:
-                    new = _adjusting(subscription, plan, wallet, change, now_ms)
+                    new = _adjusting(subscription, f"{plan.version}.{registration}", wallet, change, now_ms)
                     await insert_grants(connection, account, (new,), now_ms=now_ms, reason=f"plan {plan.name} changed")
                     account = await lock_account(connection, account_id)  # its count of grants grew
             await changed(connection, account_id, "plan_version", now_ms)
@@ -123,14 +139,17 @@ def _newest(versions: list[tuple[str, str]]) -> Any:
     )
 
 
-async def _older(connection: AsyncConnection, subscription: Subscription, plan: Plan) -> dict[str, Any] | None:
-    """The allowance of the subscription's version, if that was registered before the plan's; else None."""
+async def _older(
+    connection: AsyncConnection, subscription: Subscription, plan: Plan
+) -> tuple[dict[str, Any], int] | None:
+    """The allowance of the subscription's version, if that was registered before the plan's, and the number of the
+    plan's registration; else None."""
     found = await connection.execute(select(plan_versions).where(plan_versions.c.plan == plan.name))
     by_version: dict[str, Row[Any]] = {row.version: row for row in found}
     old, new = by_version.get(subscription.plan_version), by_version.get(plan.version)
     if old is None or new is None or old.id > new.id:
         return None
-    return dict(old.content["allowance"])
+    return dict(old.content["allowance"]), new.id
 
 
 async def _of_period(
@@ -154,10 +173,10 @@ async def _of_period(
     return tuple(grant_of(row) for row in await connection.execute(query))
 
 
-def _adjusting(subscription: Subscription, plan: Plan, wallet: str, amount: int, now_ms: int) -> NewGrant:
+def _adjusting(subscription: Subscription, version: str, wallet: str, amount: int, now_ms: int) -> NewGrant:
     return NewGrant(
         key=adjustment_key(
-            subscription.id, starts_at_ms=subscription.period_starts_at_ms, version=plan.version, wallet=wallet
+            subscription.id, starts_at_ms=subscription.period_starts_at_ms, version=version, wallet=wallet
         ),
         wallet=wallet,
         amount=amount,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
 
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller, Subscription, SubscriptionStatus
-from gateway.errors import InvalidApiKey, StoreUnavailable
-from gateway.quota import callers as module
+from gateway.errors import AccountSuspended, InvalidApiKey, StoreUnavailable
 from gateway.quota.callers import Callers
 from gateway.quota.keys import KeyHasher, new_key
 from tests.support.processes import eventually
@@ -27,6 +27,7 @@ class Hanging:
         self.knows = True
         self.over = asyncio.Event()  # set: what hangs now has timed out
         self.hangs = False
+        self.status = AccountStatus.ACTIVE
 
     async def caller_by_digest(self, digest: bytes) -> Caller | None:
         self.reads += 1
@@ -34,7 +35,7 @@ class Hanging:
             await self.over.wait()
             raise StoreUnavailable
         account = Account(
-            id="a", external_id=None, email=None, name="A", status=AccountStatus.ACTIVE, rev=1,
+            id="a", external_id=None, email=None, name="A", status=self.status, rev=1,
             subscription=SUBSCRIPTION, created_at_ms=0,
         )  # fmt: skip
         return Caller(digest.hex(), account, None, None, ()) if self.knows else None
@@ -51,42 +52,42 @@ class Hanging:
         return f"team {ref}" if ref == "red" else None
 
 
-async def test_a_hanging_database_delays_nobody_who_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hanging_database_delays_nobody_who_is_known() -> None:
     store = Hanging()
     callers = Callers(store, KeyHasher("secret"), lambda: 0)
     keys = [new_key() for _ in range(20)]
     for key in keys:
         await callers.by_key(key)
-    monkeypatch.setattr(module, "FRESH_S", -1.0)  # what was read is old
+    ask = partial(callers.by_key, fresh_s=-1.0)  # what was read is old
     store.hangs, store.reads = True, 0
-    first = asyncio.ensure_future(callers.by_key(keys[0]))  # does not know yet that the database hangs
+    first = asyncio.ensure_future(ask(keys[0]))  # does not know yet that the database hangs
     await eventually(lambda: store.reads == 1, what="it asks")
     store.over.set()
     assert (await first).account is not None
     store.over = asyncio.Event()
     for _ in range(3):
-        found = await asyncio.wait_for(asyncio.gather(*map(callers.by_key, keys)), 1)
+        found = await asyncio.wait_for(asyncio.gather(*map(ask, keys)), 1)
         assert all(caller.account is not None for caller in found)
     assert store.reads == 2, "one read at a time finds out whether it is back"
     with pytest.raises(TimeoutError):  # whoever is unknown has to wait, and learns nothing
         await asyncio.wait_for(callers.by_key(new_key()), 0.05)
 
 
-async def test_a_database_that_is_back_is_believed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_is_back_is_believed_at_once() -> None:
     store = Hanging()
     callers = Callers(store, KeyHasher("secret"), lambda: 0)
     key = new_key()
     await callers.by_key(key)
-    monkeypatch.setattr(module, "FRESH_S", -1.0)
+    ask = partial(callers.by_key, key, fresh_s=-1.0)
     store.hangs = True
     store.over.set()
     for _ in range(3):
-        await callers.by_key(key)
+        await ask()
     store.hangs, store.knows = False, False
 
     async def refused() -> bool:
         try:
-            await callers.by_key(key)
+            await ask()
         except InvalidApiKey:
             return True
         return False
@@ -106,3 +107,35 @@ async def test_the_database_is_asked_once_for_a_member_that_is_there() -> None:
     for _ in range(3):  # it may be made in a moment
         assert (await callers.with_user(caller, None, "blue")).team_id is None
     assert store.reads == 5
+
+
+async def test_a_reload_asks_again_and_forgets_nobody_while_the_database_is_away() -> None:
+    store = Hanging()
+    callers = Callers(store, KeyHasher("secret"), lambda: 0)
+    key = new_key()
+    await callers.by_key(key)
+    callers.doubt()
+    await callers.by_key(key)
+    assert store.reads == 2
+    store.hangs = True
+    store.over.set()
+    callers.doubt()
+    assert (await callers.by_key(key)).account is not None
+
+
+async def test_a_suspended_account_works_again_with_its_next_call_and_is_not_asked_about_before() -> None:
+    store = Hanging()
+    store.status = AccountStatus.SUSPENDED
+    moved = False
+
+    async def moved_on(_: Account) -> bool:
+        return moved
+
+    callers = Callers(store, KeyHasher("secret"), lambda: 0, moved_on=moved_on)
+    key = new_key()
+    for _ in range(5):
+        with pytest.raises(AccountSuspended):
+            await callers.by_key(key)
+    assert store.reads == 1
+    store.status, moved = AccountStatus.ACTIVE, True
+    assert (await callers.by_key(key)).account is not None

@@ -182,6 +182,29 @@ async def test_subscriptions_only_move_forward_along_versions(place: Place, sell
     assert await _amounts(selling, account.id) == [1000, 500]
 
 
+async def test_a_version_that_is_taken_back_into_use_counts_as_the_newest(selling: Store, shop: Shop) -> None:
+    old = shop.catalog
+    account = await selling.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
+    for offered, expected in ((shop.offer(1500), 1500), (old, 1000), (shop.catalog, 1500), (old, 1000)):
+        shop.catalog = offered
+        versions = [plan.version for plan in offered.plans.values()]
+        await asyncio.gather(*(selling.plans.register(now_ms=NOW_MS, returned=versions) for _ in range(2)))
+        assert await selling.plans.outdated() == (account.id,)
+        assert await selling.plans.advance(account.id, now_ms=NOW_MS)
+        assert not await selling.plans.advance(account.id, now_ms=NOW_MS)
+        assert sum(await _amounts(selling, account.id)) == expected
+    await _no_differences(selling)
+
+
+async def test_a_subscription_that_has_ended_is_not_adjusted(selling: Store, shop: Shop) -> None:
+    account = await selling.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
+    await selling.subscriptions.cancel(account.id, now_ms=NOW_MS, immediately=True)
+    shop.offer(1500)
+    await selling.plans.register(now_ms=NOW_MS)
+    await selling.plans.advance(account.id, now_ms=NOW_MS + 1)
+    assert await _amounts(selling, account.id) == [1000]
+
+
 async def test_own_terms_are_not_adjusted(selling: Store, shop: Shop) -> None:
     terms = {"allowance": {"tokens": 7}}
     account = await selling.accounts.create("Acme", now_ms=NOW_MS, plan="pro", terms=terms)
