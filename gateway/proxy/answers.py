@@ -65,6 +65,9 @@ def charged_headers(admission: Admission, charged: int) -> dict[str, str]:
         return {"Tollgate-Charged": meter.format(charged)}
     remaining = admission.remaining + admission.held - charged
     headers = {"Tollgate-Charged": meter.format(charged), "Tollgate-Remaining": meter.format(max(0, remaining))}
+    if meter.tokens_per_unit is not None:
+        headers["Tollgate-Charged-Tokens"] = meter.tokens(charged)
+        headers["Tollgate-Used-Tokens"] = meter.tokens(admission.view.capacity - remaining)
     if warning := admission.warning(charged):
         headers["Tollgate-Warning"] = warning
     return headers
