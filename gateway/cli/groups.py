@@ -12,10 +12,10 @@ from gateway.cli.frame import ConfigOption, DataOption, Place
 
 RUNNING, WHO, MONEY, LOOKING = "Running", "Accounts", "Plans and money", "Looking"
 PANELS: Final = {
-    RUNNING: "serve check-config migrate doctor upstream audit rebuild",
+    RUNNING: "serve check-config migrate doctor upstream audit rebuild export",
     WHO: "accounts teams users keys budgets",
     MONEY: "plans packages subscribe subscription grant adjust payments",
-    LOOKING: "balance usage transactions explain log",
+    LOOKING: "balance usage transactions forecast explain log",
 }
 ORDER: Final = " ".join(PANELS.values()).split()
 

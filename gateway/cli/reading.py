@@ -25,3 +25,13 @@ def pairs(texts: list[str], *, param: str, what: str = "WALLET=AMOUNT, once per 
             raise RequestError(f"{param}: expected {what}, found {text!r}", param=param)
         read[name] = value
     return read
+
+
+def span(from_: str | None, to: str | None) -> tuple[int | None, int | None]:
+    """``--from`` and ``--to``, half-open; None = without end. Raises RequestError."""
+    from gateway.billing.desk import instant_ms
+
+    return (
+        None if from_ is None else instant_ms(from_, param="--from"),
+        None if to is None else instant_ms(to, param="--to"),
+    )

@@ -26,12 +26,14 @@ _GAP: Final = "  "
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a command answers: ``document`` for ``--json``, ``lines`` for people, ``notes`` for stderr."""
+    """What a command answers: ``document`` for ``--json``, ``lines`` for people, ``notes`` for stderr. ``printed``: the
+    answer was too long to be held, and stands on stdout already."""
 
     document: object
     lines: tuple[str, ...]
     notes: tuple[str, ...] = ()
     exit_code: int = 0
+    printed: bool = False
 
 
 def listing(objects: Sequence[Object], shown: str, *, notes: tuple[str, ...] = (), nothing: str = "none") -> Output:
@@ -86,7 +88,9 @@ def table(objects: Sequence[Object], shown: str) -> list[str]:
 
 def emit(output: Output, *, as_json: bool) -> None:
     """Print the answer. Raises BrokenPipeError when nobody reads it any more."""
-    if as_json:
+    if output.printed:
+        pass
+    elif as_json:
         sys.stdout.write(json.dumps(output.document, indent=2, ensure_ascii=False) + "\n")
     else:
         sys.stdout.writelines(f"{line}\n" for line in output.lines)
