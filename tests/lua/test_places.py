@@ -1,4 +1,4 @@
-"""What lies at another place than usual: a grant that stops burning, one in the middle that is closed, a moved window."""
+"""What lies at another place than usual: the grant that burns, a closed one between two open ones, a window."""
 
 from __future__ import annotations
 
