@@ -40,6 +40,7 @@ from gateway.quota.callers import Callers
 from gateway.quota.clock import ServerClock
 from gateway.quota.drift import Drift
 from gateway.quota.holds import Holds
+from gateway.quota.keeper import Keeper
 from gateway.quota.keys import KeyHasher
 from gateway.quota.metered import Metered
 from gateway.quota.notices import Notices
@@ -136,7 +137,10 @@ async def build(
     courier = Courier(store.alerts, metrics, lambda: worker.installation.config.settings.channels, clock.now_ms)
     stack.push_async_callback(courier.close)
     notices = Notices(store.alerts, metrics, clock.now_ms, raised=courier.wake)
-    quota, reaper = _quota(engine, store, metrics, tasks, clock, notices, lambda: worker.installation.config.catalog)
+    amnesty_ms = config.settings.amnesty_ms
+    quota, reaper = _quota(
+        engine, store, metrics, tasks, clock, notices, lambda: worker.installation.config.catalog, amnesty_ms
+    )
     leg = HttpLeg(connect_s=config.settings.connect_s)
     stack.push_async_callback(leg.close)
     hasher = KeyHasher(installation.secret)
@@ -184,7 +188,9 @@ def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, co
         live=LiveEvents(store.alerts, states, lambda: config().catalog),
         callers=gateway.callers,
         quota=quota,
-        metered=Metered(engine, quota, gateway.metrics),
+        metered=Metered(
+            engine, quota, gateway.metrics, store.metering, lease_ms=lambda: int(config().settings.lease_s * 1000)
+        ),
         quota_status=lambda: config().settings.quota_status,
         spawn=gateway.tasks.spawn,
         public_pricing=lambda: config().settings.public_pricing,
@@ -200,6 +206,7 @@ def _quota(
     clock: ServerClock,
     notices: Notices,
     catalog: Callable[[], Catalog],
+    amnesty_ms: int,
 ) -> tuple[Quota, Reaper]:
     """What admits and ends calls, and what looks after those that nobody ends."""
     scribe = Scribe(store.writer, engine, metrics)
@@ -216,12 +223,15 @@ def _quota(
         spawn=tasks.spawn,
         clock=clock,
     )
+    keeper = Keeper(engine, store.metering, store.idempotency, scribe, metrics, patience_ms=2 * amnesty_ms)
+    quota.on_met = keeper.bring_back
     reaper = Reaper(
         engine,
         seqs=store.writer,
         drift=Drift(engine, store.sums, meters=lambda: catalog().meters, metrics=metrics),
         accounts=store.accounts,
         periods=store.subscriptions,
+        keeper=keeper,
         scribe=scribe,
         turner=turner,
         versions=versions,

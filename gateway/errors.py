@@ -301,6 +301,22 @@ class IdempotencyInFlight(IdempotencyConflict):
     retry = True
 
 
+class HoldEnded(TollgateError):
+    """This hold has ended, and otherwise than is asked for now."""
+
+    code = "hold_ended"
+    status = 409
+    anthropic_type = "conflict_error"
+    openai_type = "invalid_request_error"
+
+
+class HoldBusy(HoldEnded):
+    """Somebody else is changing this hold. Try again shortly."""
+
+    code = "hold_busy"
+    retry = True
+
+
 # --- 5xx: us and those behind us ---------------------------------------------------------------------------------
 
 

@@ -54,9 +54,7 @@ class ExportService:
         """What moved its balances. Raises StoreUnavailable."""
         ledger, meters = self._desk.store.ledger, self._desk.catalog().meters
         async for page in _pages(
-            lambda cursor: ledger.transactions(
-                account_id, wallet=wallet, times=times, cursor=cursor, limit=PAGE_MAX
-            )
+            lambda cursor: ledger.transactions(account_id, wallet=wallet, times=times, cursor=cursor, limit=PAGE_MAX)
         ):
             yield [transaction_view(row, meters.get(row.wallet)) for row in page]
 

@@ -6,14 +6,14 @@ Rules
    what was made, so that nothing is charged twice, wherever the first one died.
 3. A list is done item by item, in order; one that is refused does not keep the next one from being done.
 
-Not here: work that is held while it runs (``holds``), and HTTP.
+Not here: work that is held while it runs (``metered_holds``), and HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -24,13 +24,14 @@ from gateway.domain import services
 from gateway.domain.accounts import Caller
 from gateway.domain.plans import ByCard, Catalog, Feature, Fixed, Model, PerUse
 from gateway.domain.rates import RateCard
-from gateway.domain.services import Measure, Offer
+from gateway.domain.services import Debit, Measure, Offer
 from gateway.domain.units import Meter, UnitError
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest, RequestError, TollgateError, UnknownFeature, UnknownModel
 from gateway.quota.admission import Admission, Facts
 from gateway.quota.callers import Callers
 from gateway.quota.credentials import bound
+from gateway.quota.kept import METERED
 from gateway.quota.metered import NO_CLAMP, ROUTE, Metered
 from gateway.quota.service import Ask
 from gateway.quota.translate import Work
@@ -100,6 +101,14 @@ class Priced:
     def uses(self) -> int:
         """How many uses the limits count: those of a feature, one of everything else."""
         return max(1, int(self.measure.quantity)) if isinstance(self.offer.tariff, PerUse) else 1
+
+    def in_meters(self, meters: Collection[str], steps: int) -> dict[str, int]:
+        """What it costs in each of these: ``steps`` in its own, in others by the model's card, if it has one."""
+        found = {}
+        for meter in meters:
+            card = self.model.card(meter) if self.model is not None else None
+            found[meter] = steps if meter == self.offer.wallet else card.price(self.measure.usage) if card else 0
+        return found
 
     def work(self, steps: int, *, minimum: int) -> Work:
         """As the quota knows it: its price is worked out already."""
@@ -180,7 +189,7 @@ class MeteringService:
         if model is None and isinstance(offer.tariff, ByCard):
             raise BadRequest("missing_field", "model is missing: this feature is priced by model.", param="model")
         card = services.card_of(catalog, offer, item.model)
-        return Priced(offer, Measure(_quantity(offer, meter, item), item.usage or Usage()), meter, card, model)
+        return Priced(offer, measured(offer, meter, item), meter, card, model)
 
     async def ask(self, asker: Asker, priced: Priced, item: Item, steps: int, *, minimum: int, lease_ms: int) -> Ask:
         """The question to the quota. Raises NotFound (team), BadRequest (too_many_users), StoreUnavailable."""
@@ -259,9 +268,9 @@ class MeteringService:
 
 def _metadata(priced: Priced, item: Item) -> Mapping[str, object]:
     """The caller's own words, and beside them how much it was, where that was said."""
-    if item.quantity is None or "quantity" in item.metadata:
+    if item.quantity is None:
         return item.metadata
-    return {**item.metadata, "quantity": services.written(priced.offer, priced.measure.quantity)}
+    return {**item.metadata, METERED: services.written(priced.offer, priced.measure.quantity)}
 
 
 def _offer(catalog: Catalog, item: Item) -> Offer:
@@ -285,15 +294,19 @@ def _offer(catalog: Catalog, item: Item) -> Offer:
     )
 
 
-def _quantity(offer: Offer, meter: Meter, item: Item) -> Fraction:
-    """Raises RequestError."""
-    if item.amount is not None:
+def measured(offer: Offer, meter: Meter, item: Item, *, absent: Fraction | None = None) -> Measure:
+    """How much of an offer an item is; 1 of it, or ``absent``, where it does not say. Raises RequestError."""
+    usage = item.usage or Usage()
+    if isinstance(offer.tariff, Debit):
         if item.quantity is not None:
             raise RequestError("An amount has no quantity.", param="quantity")
-        return Fraction(amount(meter, item.amount, param="amount"))
-    if item.quantity is None:
-        return services.quantity_of(offer, 1)
+        return Measure(Fraction(amount(meter, item.amount or "0", param="amount")), usage)
+    if item.amount is not None:
+        raise RequestError("Only a wallet takes an amount.", param="amount")
+    if item.quantity is None and absent is not None:
+        return Measure(absent, usage)
     try:
-        return services.quantity_of(offer, item.quantity)
+        quantity = services.quantity_of(offer, 1 if item.quantity is None else item.quantity)
     except UnitError as error:
         raise RequestError(f"quantity: {error}", param="quantity") from error
+    return Measure(quantity, usage)

@@ -277,7 +277,7 @@ def total_view(total: Total, by: tuple[str, ...], meter: Meter | None) -> View:
         "charged": quantity(meter, total.charged),
         "overrun": quantity(meter, total.overrun),
         "waived": quantity(meter, total.waived),
-        **_usage_view(total.usage),
+        **usage_tokens_view(total.usage),
         "last_at": exactly(total.last_at_ms),
     }
 
@@ -308,7 +308,7 @@ def usage_view(row: UsageRecord, meter: Meter | None) -> View:
         "balance_after": quantity(meter, row.balance_after),
         "basis": row.basis.value,
         "card_version": row.card_version,
-        **_usage_view(row.usage),
+        **usage_tokens_view(row.usage),
         "status": row.status,
         "end": row.end,
         "metadata": dict(row.metadata),
@@ -317,7 +317,7 @@ def usage_view(row: UsageRecord, meter: Meter | None) -> View:
     }
 
 
-def _usage_view(usage: Usage) -> View:
+def usage_tokens_view(usage: Usage) -> View:
     """Input is all of it, cached tokens included; output includes reasoning."""
     return {
         "input_tokens": usage.input_total,

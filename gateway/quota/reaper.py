@@ -37,6 +37,7 @@ COMPARE_EVERY_TICKS = 5
 SEQS_AT_ONCE = 256
 ACCOUNTS_EVERY_TICKS = 30
 AHEAD_EVERY_TICKS = 60
+KEPT_EVERY_TICKS = 10
 BEGUN_EVERY_TICKS = 5
 
 
@@ -58,6 +59,12 @@ class AheadStore(Protocol):
     async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None: ...
 
 
+class Tender(Protocol):
+    """Holds that no worker renews."""
+
+    async def tend(self, now_ms: int) -> None: ...
+
+
 class Reaper:
     """The holder of the reaper's lease, or a worker waiting for it."""
 
@@ -69,6 +76,7 @@ class Reaper:
         drift: Drift,
         accounts: AccountStore,
         periods: AheadStore,
+        keeper: Tender,
         scribe: Scribe,
         turner: Turner,
         versions: Versions,
@@ -82,6 +90,7 @@ class Reaper:
         self._drift = drift
         self._accounts = accounts
         self._periods = periods
+        self._keeper = keeper
         self._now_ms = now_ms
         self._scribe = scribe
         self._turner = turner
@@ -117,6 +126,8 @@ class Reaper:
             self._metrics.accounts.replace({(plan, status): number for (plan, status), number in counts.items()})
         if self._ticks % BEGUN_EVERY_TICKS == 1:
             await self._notice_begun()
+        if self._ticks % KEPT_EVERY_TICKS == 2:
+            await self._keeper.tend(self._now_ms())
         if self._ticks % AHEAD_EVERY_TICKS == 1:
             await self._grant_ahead()
             await self._versions.follow_all()

@@ -45,6 +45,10 @@ RELEASE_TRIES = 20
 RELEASE_RETRY_S = 0.5
 
 
+async def _nobody(_: int) -> None:
+    """Nothing is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One call that wants in. ``refresh`` asks the database who calls, after the cached answer proved old."""
@@ -102,6 +106,7 @@ class Quota:
         self._shapes = Shapes()
         self.room = Room(engine)
         self.has_met = False  # the first meeting is over: from now on a change is news
+        self.on_met: Callable[[int], Awaitable[None]] = _nobody  # told the time: Redis may have forgotten
         self._meeting: object | None = None
         self._meet_again = False
 
@@ -112,6 +117,7 @@ class Quota:
         """
         try:
             states = await self._meet_all()
+            await self.on_met(self.clock.now_ms())
         except EngineUnavailable:
             states = []
         self.holds.on_other_record = self.meet
@@ -132,6 +138,7 @@ class Quota:
             while self._meet_again:
                 self._meet_again = False
                 await self._meet_all()
+                await self.on_met(self.clock.now_ms())
         except EngineUnavailable:
             log.debug("Redis went away while it was met again")  # its next return is told, too
         finally:

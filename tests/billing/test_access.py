@@ -71,7 +71,8 @@ async def world(one: Apis) -> AsyncIterator[World]:
     names = {"account": account.id, "team": team["id"], "user": user["id"], "key": key["id"], "plan": "pro"}
     gift = (await one.admin("POST", f"{at}/packages", json={"package": "small", "payment": "order-1"})).json()
     hold = await one.held(account)
-    names |= {"number": "1", "id": hold, "hold": hold, "payment": gift["payment"]}
+    held = (await one.call("POST", "/api/v1/holds", key=owner, json={"feature": "job"})).json()
+    names |= {"number": "1", "id": held["id"], "hold": hold, "payment": gift["payment"]}
     yield World(one, owner, other, await one.service_key(), names)
 
 

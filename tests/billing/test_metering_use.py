@@ -44,7 +44,7 @@ async def test_a_time_is_billed_in_increments_and_rounded_once(shop: Apis) -> No
         assert answer["charged"] == cost
     await adds_up(shop, account)
     records = (await shop.gateway.worker.store.usage.list(account.id)).items
-    assert [each.metadata for each in records][-1] == {"quantity": "61.2s"}
+    assert [each.metadata for each in records][-1] == {"metered": "61.2s"}
     assert len(records) == 4
 
 

@@ -17,6 +17,7 @@ from gateway.domain.periods import Period
 from gateway.metrics import Metrics
 from gateway.quota.clock import ServerClock
 from gateway.quota.drift import ACCOUNTS_MAX, Drift
+from gateway.quota.keeper import Keeper
 from gateway.quota.reaper import ACCOUNTS_EVERY_TICKS, ROUND_TICKS, Reaper
 from gateway.quota.scribe import Scribe, confirm_of
 from gateway.quota.states import States
@@ -132,6 +133,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
             drift=drift,
             accounts=store.accounts,
             periods=store.subscriptions,
+            keeper=Keeper(engine, store.metering, store.idempotency, scribe, metrics, patience_ms=60_000),
             scribe=scribe,
             turner=turner,
             versions=Versions(store.plans, States(engine, turner), catalog=lambda: PLANS, clock=ServerClock()),

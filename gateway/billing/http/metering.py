@@ -78,6 +78,9 @@ class ItemBody(Strict):
     user: Annotated[Name | None, Field(min_length=1)] = None
     team: Annotated[Name | None, Field(min_length=1)] = None
 
+    def asker(self, call: Call[Any, Any]) -> Asker:
+        return asker_of(call, user=self.user, team=self.team)
+
     def item(self) -> Item:
         return Item(
             service=self.service,
@@ -185,9 +188,9 @@ def service_of(call: Call[Any, Any]) -> MeteringService:
     return MeteringService(call.office.desk, call.frame.metered, call.frame.callers)
 
 
-def asker_of(call: Call[Any, Any], body: ItemBody) -> Asker:
+def asker_of(call: Call[Any, Any], *, user: str | None = None, team: str | None = None) -> Asker:
     assert call.key is not None and call.caller is not None, "only with a key"
-    return Asker(call.key, call.caller, body.user, body.team)
+    return Asker(call.key, call.caller, user, team)
 
 
 def once_of(call: Call[Any, Any]) -> Once | None:
@@ -198,13 +201,13 @@ async def use(call: Call[NoQuery, UseBodies]) -> object:
     bodies, service, once = call.body.root, service_of(call), once_of(call)
     if isinstance(bodies, UseBody):
         try:
-            used = await service.use(asker_of(call, bodies), bodies.item(), dry=bodies.dry_run, once=once)
+            used = await service.use(bodies.asker(call), bodies.item(), dry=bodies.dry_run, once=once)
         except Refusal as refusal:
             if refusal.title is None:
                 raise
             return _titled(call, refusal)
         return use_view(used)
-    uses = [(asker_of(call, body), body.item(), body.dry_run) for body in bodies]
+    uses = [(body.asker(call), body.item(), body.dry_run) for body in bodies]
     done = await service.use_all(uses, once=once)
     return {"items": [use_view(each) if isinstance(each, Used) else _failed(call, each) for each in done]}
 

@@ -13,6 +13,7 @@ from gateway.billing.http import (
     admin_running,
     customer,
     events,
+    holds,
     metering,
     openapi,
     tokens,
@@ -22,6 +23,7 @@ from gateway.billing.http.route import Route, Who
 CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
     *customer.ROUTES,
     *events.ROUTES,
+    *holds.ROUTES,
     *metering.ROUTES,
     *tokens.ROUTES,
     who=Who.PUBLIC,
