@@ -46,7 +46,7 @@ class Held:
 
     id: str
     state: str  # open | settled | released | lapsed
-    name: str
+    name: str | None  # None: a metered call that is still in flight
     wallet: str
     meter: Meter | None
     quantity: str | None  # None: a metered call
@@ -157,7 +157,7 @@ class MeteredHolds:
         records = await store.usage.of_hold(account_id, hold_id)
         known = [record for record in records if record.state != "reversed"]
         if not known and row is None:
-            raise NotFound("There is no such hold.", param="id")
+            return await self._in_flight(account_id, hold_id)
         wallet = known[-1].wallet if known else str(row and Terms.read(row.terms).offer.wallet)
         remaining = await self._remaining(account_id, wallet)
         if known and not (row is not None and self._lives_again(row, known[-1])):
@@ -178,7 +178,7 @@ class MeteredHolds:
             for meter, amount in priced.in_meters(meters, 0).items()
         }
         by_meter[wallet] = max(0, steps - kept.held(kept.read(row)))
-        if not any(by_meter.values()) or not meters:  # nothing on top, or a plan in shadow: nothing is held
+        if not any(by_meter.values()) or kept.note(row).shadow is not None:  # what shadow let pass holds nothing
             return row, longer
         account, catalog = caller.account, self._desk.catalog()
         assert account is not None, "whoever asks, asks for an account"
@@ -249,6 +249,41 @@ class MeteredHolds:
         model = None if terms.model is None else catalog.model(terms.model)
         card = services.card_of(catalog, terms.offer, terms.model)
         return Priced(terms.offer, terms.measure, self._meter(terms), card, model)
+
+    async def _in_flight(self, account_id: str, hold_id: str) -> Held:
+        """A metered call that has not ended: only Redis knows of it. Raises NotFound, QuotaUnavailable."""
+        states = self._desk.states
+        assert states is not None, "what is metered is metered in Redis"
+        found = [hold for hold in await states.open_holds(account_id) if hold.hold_id == hold_id]
+        if not found or not found[0].takes:
+            raise NotFound("There is no such hold.", param="id")
+        (hold,) = found
+        numbers = {number for number, _ in hold.takes}
+        grants = await self._desk.store.grants.list(account_id)
+        wallet = next((grant.wallet for grant in grants if grant.number in numbers), "")
+        return Held(
+            id=hold_id,
+            state="open",
+            name=None,
+            wallet=wallet,
+            meter=self._desk.catalog().meters.get(wallet),
+            quantity=None,
+            held=sum(amount for _, amount in hold.takes),
+            charged=0,
+            overrun=0,
+            remaining=await self._remaining(account_id, wallet),
+            basis=None,
+            usage=None,
+            model=None,
+            user_id=None,
+            team_id=None,
+            metadata={},
+            created_at_ms=hold.created_at_ms,
+            expires_at_ms=0,
+            ended_at_ms=0,
+            ttl_s=0,
+            shadow=None,
+        )
 
     def _lives_again(self, row: HoldRow, record: UsageRecord) -> bool:
         """Extended after it had lapsed: what was charged is for the time being."""

@@ -14,7 +14,9 @@ from gateway.domain.accounts import Account
 from gateway.quota.reaper import ROUND_TICKS
 from tests.support import stores
 from tests.support.apis import Apis, Reply, apis
+from tests.support.calls import ANTHROPIC
 from tests.support.metering import account_with, adds_up, charged, sold, use
+from tests.support.simulators import LocalModels, in_process
 from tests.support.stores import Place
 
 
@@ -26,6 +28,12 @@ async def shop(place: Place, valkey_url: str, tmp_path: Path) -> AsyncIterator[A
         stores.copy_sqlite(tmp_path / "data")
     async with apis(valkey_url, tmp_path, text=sold(database=place.url)) as started:
         yield started
+
+
+@pytest.fixture
+async def models() -> AsyncIterator[LocalModels]:
+    async with in_process() as running:
+        yield running
 
 
 async def reserve(shop: Apis, key: str, *, idempotency_key: str | None = None, **body: Any) -> Reply:
@@ -299,3 +307,29 @@ async def test_a_plan_in_shadow_holds_nothing_and_records_what_it_would_have_cos
     await shop.gateway.settled()
     (record,) = (await shop.gateway.worker.store.usage.list(account.id)).items
     assert record.waived == 20_000
+
+
+async def test_a_metered_call_is_a_hold_too_while_it_runs_and_afterwards(
+    valkey_url: str, tmp_path: Path, models: LocalModels
+) -> None:
+    (tmp_path / "data").mkdir()
+    stores.copy_sqlite(tmp_path / "data")
+    async with apis(valkey_url, tmp_path, text=sold(models.url)) as shop:
+        key, account = await account_with(shop, "bulk")
+        body = ANTHROPIC.body()
+        answer = await shop.call(
+            "POST", ANTHROPIC.path, key=key, json=body, headers={"anthropic-version": "2023-06-01"}
+        )
+        assert answer.status == 200
+        await shop.gateway.settled()
+        call_id = answer.headers["Tollgate-Request-Id"]
+        settled = await look(shop, key, call_id)
+        assert (settled["state"], settled["basis"], settled["used"]) == ("settled", "provider", "general")
+        assert settled["charged"] == answer.headers["Tollgate-Charged"] == str(settled["usage"]["total_tokens"])
+        assert settled["remaining"] == answer.headers["Tollgate-Remaining"]
+        running = await shop.held(account)
+        flying = await look(shop, key, running)
+        assert (flying["state"], flying["used"], flying["charged"]) == ("open", None, "0")
+        assert flying["held"] != "0"
+        for verb in ("extend", "settle", "release"):  # its own worker ends it
+            assert (await act(shop, key, running, verb)).status == 404

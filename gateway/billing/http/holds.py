@@ -82,7 +82,7 @@ class HoldAnswer(Strict):
 
     id: str
     state: Literal["open", "settled", "released", "lapsed"]
-    used: str
+    used: str | None
     quantity: str | None
     wallet: str
     held: str
