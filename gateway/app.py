@@ -52,6 +52,7 @@ from gateway.quota.timed import TimedClient
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
 from gateway.quota.watch import Watch
+from gateway.quota.watch_use import UseWatch
 from gateway.store import migration
 from gateway.store.store import Store, open_store
 from limits.client import Client, connect
@@ -235,7 +236,9 @@ def _quota(
         scribe=scribe,
         turner=turner,
         versions=versions,
-        watch=Watch(store.alerts, turner, catalog=catalog, now_ms=clock.now_ms),
+        watch=Watch(
+            store.alerts, turner, UseWatch(store.use_slices, catalog=catalog), catalog=catalog, now_ms=clock.now_ms
+        ),
         metrics=metrics,
         partitions=engine.partitions,
         now_ms=clock.now_ms,

@@ -52,6 +52,18 @@ def trial_expired(catalog: Catalog, plan: str, *, ended_at_ms: int, following: s
     }
 
 
+def spike(catalog: Catalog, wallet: str, *, used: int, usual: int, since_ms: int, calls: int) -> Detail:
+    """``used`` since then, and what is ``usual`` in as long a time, in steps."""
+    meter = catalog.meters.get(wallet) or Meter(wallet, 0)
+    return {
+        **wallet_of(catalog, wallet),
+        "used": meter.format(used),
+        "usual": meter.format(usual),
+        "calls": str(calls),
+        "since": rfc3339(since_ms),
+    }
+
+
 def label(catalog: Catalog, plan: str) -> str:
     return catalog.plans[plan].label if plan in catalog.plans else plan
 

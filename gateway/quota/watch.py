@@ -4,7 +4,8 @@ Rules
 1. A trial that is about to end is told of once, by ``domain.alerts``' rule; one that has ended is turned, whether or
    not anybody calls, and its turn tells of it.
 2. News that nobody needs any more is removed.
-3. Everything here is idempotent: two holders for a moment do no harm.
+3. Unusual use is told of (``watch_use``).
+4. Everything here is idempotent: two holders for a moment do no harm.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gateway.domain.accounts import Subscription
 from gateway.domain.plans import Catalog
 from gateway.errors import AccountNotFound, BadRequest
 from gateway.quota.turn import Turner
+from gateway.quota.watch_use import UseWatch
 from gateway.store.alerts import NewAlert
 
 log = logging.getLogger(__name__)
@@ -40,9 +42,16 @@ class Watch:
     """One look a second."""
 
     def __init__(
-        self, store: WatchStore, turner: Turner, *, catalog: Callable[[], Catalog], now_ms: Callable[[], int]
+        self,
+        store: WatchStore,
+        turner: Turner,
+        use: UseWatch,
+        *,
+        catalog: Callable[[], Catalog],
+        now_ms: Callable[[], int],
     ) -> None:
         self._store = store
+        self._use = use
         self._turner = turner
         self._catalog = catalog
         self._now_ms = now_ms
@@ -56,6 +65,7 @@ class Watch:
             await self._trials(now_ms)
         if self._looks % NEWS_EVERY_LOOKS == 1:
             await self._store.remove_old_news(now_ms=now_ms)
+        await self._store.raise_all(await self._use.look(now_ms))
 
     async def _trials(self, now_ms: int) -> None:
         for account_id in await self._store.trials_over(now_ms=now_ms):

@@ -28,6 +28,7 @@ from gateway.store.state import State
 from gateway.store.subscriptions import Subscriptions
 from gateway.store.sums import Sums
 from gateway.store.usage import UsageLog
+from gateway.store.use_slices import UseSlices
 from gateway.store.writer import Writer
 
 PARTITIONS: Final = 256
@@ -53,6 +54,7 @@ class Store:
     usage: UsageLog
     ledger: Ledger
     alerts: Alerts
+    use_slices: UseSlices
     metering: MeteringHolds
     idempotency: Idempotency
 
@@ -102,6 +104,7 @@ def open_store(
         usage=UsageLog(database),
         ledger=Ledger(database),
         alerts=Alerts(database),
+        use_slices=UseSlices(database),
         metering=MeteringHolds(database),
         idempotency=Idempotency(database),
     )

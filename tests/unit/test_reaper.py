@@ -25,6 +25,7 @@ from gateway.quota.translate import snapshot_of
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
 from gateway.quota.watch import Watch
+from gateway.quota.watch_use import UseWatch
 from gateway.store.store import Store
 from limits.client import Client, connect
 from limits.engine import Engine
@@ -137,7 +138,13 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
             scribe=scribe,
             turner=turner,
             versions=Versions(store.plans, States(engine, turner), catalog=lambda: PLANS, clock=ServerClock()),
-            watch=Watch(store.alerts, turner, catalog=lambda: PLANS, now_ms=clock),
+            watch=Watch(
+                store.alerts,
+                turner,
+                UseWatch(store.use_slices, catalog=lambda: PLANS),
+                catalog=lambda: PLANS,
+                now_ms=clock,
+            ),
             metrics=metrics,
             partitions=PARTITIONS,
             now_ms=clock,
