@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
 from gateway.domain.grants import PRIORITY, NewGrant
 from gateway.domain.money import minor_units
-from gateway.domain.plans import CUSTOM, Catalog, Package, Plan
+from gateway.domain.plans import Catalog, Package
+from gateway.domain.proration import price_of
 
 Kind = Literal["plan", "package", "overage", "credit"]
 
@@ -110,31 +110,37 @@ def package_key(payment_id: str, index: int | str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What one of Stripe's prices buys here. ``amount`` None = a price that each account has of its own."""
+    """What one of Stripe's prices buys here. ``prepaid``: as many of the plan's periods as its prepay says."""
 
     kind: Literal["plan", "package"]
     name: str
-    amount: int | None
-    periods: int = 1
+    prepaid: bool = False
 
 
 def offers(catalog: Catalog) -> dict[str, Offer]:
     """By Stripe's id of the price."""
     found: dict[str, Offer] = {}
     for plan in catalog.plans.values():
-        if plan.stripe_price:
-            found[plan.stripe_price] = Offer("plan", plan.name, plan_amount(plan, catalog.currency))
+        found[plan.stripe_price] = Offer("plan", plan.name)
+        if plan.prepay is not None:
+            found[plan.prepay.stripe_price] = Offer("plan", plan.name, prepaid=True)
     for package in catalog.packages.values():
-        if package.stripe_price:
-            found[package.stripe_price] = Offer("package", package.name, minor_units(package.price, catalog.currency))
+        found[package.stripe_price] = Offer("package", package.name)
+    found.pop("", None)
     return found
 
 
-def plan_amount(plan: Plan, currency: str, terms: Mapping[str, object] | None = None) -> int | None:
-    """What one period costs, the account's own price before the plan's; None when nobody said."""
-    own = (terms or {}).get("price")
-    price = Decimal(own) if isinstance(own, str) and own != CUSTOM else plan.price
-    return None if isinstance(price, str) else minor_units(price, currency)
+def periods_of(offer: Offer, catalog: Catalog) -> int:
+    """How many periods of a plan it pays."""
+    prepay = catalog.plans[offer.name].prepay if offer.kind == "plan" else None
+    return prepay.periods if offer.prepaid and prepay is not None else 1
+
+
+def due_for_offer(offer: Offer, catalog: Catalog, terms: Mapping[str, object]) -> int | None:
+    """What it costs, in the currency's smallest unit; None for a custom price that the account's terms do not name."""
+    if offer.kind == "package":
+        return minor_units(catalog.packages[offer.name].price, catalog.currency)
+    return price_of(catalog.plans[offer.name], terms, catalog.currency, prepaid=offer.prepaid)
 
 
 def _first(one_ms: int, other_ms: int) -> int:

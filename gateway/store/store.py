@@ -25,6 +25,7 @@ from gateway.store.plans import Plans
 from gateway.store.renewals import Renewals
 from gateway.store.schema import installation
 from gateway.store.state import State
+from gateway.store.stripe_events import StripeEvents
 from gateway.store.subscriptions import Subscriptions
 from gateway.store.sums import Sums
 from gateway.store.usage import UsageLog
@@ -48,6 +49,7 @@ class Store:
     renewals: Renewals
     grants: Grants
     payments: Payments
+    stripe: StripeEvents
     state: State
     sums: Sums
     writer: Writer
@@ -98,6 +100,7 @@ def open_store(
         renewals=Renewals(database, catalog),
         grants=Grants(database),
         payments=Payments(database, catalog),
+        stripe=StripeEvents(database, catalog),
         state=State(database, subscriptions, now_ms=now_ms),
         sums=Sums(database),
         writer=Writer(database, catalog, now_ms=now_ms),
