@@ -394,6 +394,33 @@ class QuotaExhaustedMidStream(TollgateError):
     status = 429
 
 
+# --- payments ----------------------------------------------------------------------------------------------------
+
+
+class PaymentsNotConfigured(TollgateError):
+    """Payments are not configured on this gateway. An operator can grant what you need."""
+
+    code = "payments_not_configured"
+    status = 409
+    anthropic_type = "conflict_error"
+    openai_type = "invalid_request_error"
+
+
+class PaymentProviderUnavailable(TollgateError):
+    """The payment provider does not answer right now. Try again shortly."""
+
+    code = "payment_provider_unavailable"
+    status = 502
+    retry = True
+
+
+class PaymentProviderRefused(PaymentProviderUnavailable):
+    """The payment provider did not accept this gateway's request. The operator finds why in the log."""
+
+    code = "payment_provider_refused"
+    retry = False
+
+
 # --- operators ---------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
 from gateway.domain.plans import Catalog
+from gateway.domain.stripe import Access
 from gateway.domain.units import Meter, UnitError, parse_duration_s
 from gateway.errors import AccountNotFound, QuotaUnavailable, RequestError
 from gateway.metrics import Metrics
@@ -37,6 +38,7 @@ class Desk:
     now_ms: Callable[[], int]
     actor: str
     metrics: Metrics | None = None  # of the server that this runs in
+    stripe: Callable[[], Access | None] = lambda: None  # absent: payments are not taken
     undelivered: Callable[[str], None] = lambda _: None  # told of accounts whose change Redis will learn later
 
     async def account(self, ref: str) -> Account:

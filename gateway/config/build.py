@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.config import schema
-from gateway.config.model import Config, Settings, Stripe, Upstream
+from gateway.config.model import Config, Settings, Upstream
 from gateway.domain.alerts import AlertRules, Channels, LowMark, Mail, RapidUse, Spike, Webhook
 from gateway.domain.money import decimals_of
 from gateway.domain.plans import (
@@ -41,6 +41,7 @@ from gateway.domain.plans import (
     UsesLimit,
 )
 from gateway.domain.rates import RateCard
+from gateway.domain.stripe import Access
 from gateway.domain.units import Meter
 
 Meters = Mapping[str, Meter]
@@ -120,11 +121,11 @@ def _settings(document: schema.Document) -> Settings:
     )
 
 
-def _stripe(stripe: schema.Stripe | None) -> Stripe | None:
+def _stripe(stripe: schema.Stripe | None) -> Access | None:
     """None without the section, and while it is off: both its secrets are empty."""
     if stripe is None or not stripe.secret_key:
         return None
-    return Stripe(
+    return Access(
         secret_key=stripe.secret_key,
         publishable_key=stripe.publishable_key,
         webhook_secrets=tuple(secret for secret in stripe.webhook_secret.split(",") if secret),

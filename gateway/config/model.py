@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from gateway.domain.alerts import Channels
 from gateway.domain.plans import Catalog
+from gateway.domain.stripe import Access
 
 AMNESTY_MIN_MS = 30_000
 STRIPE_OFF = "stripe is off, because both its secrets are empty: nothing can be bought"
@@ -43,23 +44,6 @@ class Upstream:
 
 
 @dataclass(frozen=True, slots=True)
-class Stripe:
-    """How payments are taken; absent = they are not."""
-
-    secret_key: str
-    publishable_key: str
-    webhook_secrets: tuple[str, ...]  # several while one replaces another
-    success_url: str
-    cancel_url: str
-    url: str  # of the API; no trailing slash
-
-    @property
-    def livemode(self) -> bool:
-        """Real money: keys say so themselves, sk_live_… or sk_test_…."""
-        return self.secret_key.split("_")[1] == "live"
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     listen: Address
     admin: Address
@@ -79,6 +63,7 @@ class Settings:
     quota_status: int
     public_pricing: bool = False  # plans and packages are told without a key
     stripe: Stripe | None = None
+    stripe: Access | None = None
     stripe_off: bool = False  # written, and off: both its secrets are empty
     channels: Channels = field(default_factory=Channels)  # where alerts go
 

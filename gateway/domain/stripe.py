@@ -10,8 +10,25 @@ Not here: Stripe's JSON (``billing.stripe.reading``), and what follows (``store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The way to Stripe, and how it proves itself to us."""
+
+    secret_key: str = field(repr=False)
+    publishable_key: str
+    webhook_secrets: tuple[str, ...] = field(repr=False)  # several while one replaces another
+    success_url: str
+    cancel_url: str
+    url: str  # of the API; no trailing slash
+
+    @property
+    def livemode(self) -> bool:
+        """Real money: keys say so themselves, sk_live_… or sk_test_…."""
+        return self.secret_key.split("_")[1] == "live"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,17 +76,26 @@ class StripeEvents:
                 return Taken(event.id, row.state, row.why, is_new=False)
             return await self._taken(Work(connection, self._catalog(), now_ms, livemode), event)
 
-    async def retry(self, event_id: str, *, livemode: bool, accept: bool, now_ms: int, actor: str) -> Taken:
-        """Let a kept or failed event try again. ``accept``: the amount is right, whatever the price says.
+    async def event(self, event_id: str) -> StoredEvent:
+        """Raises NotFound, StoreUnavailable."""
+        async with self._database.read() as connection:
+            row = await _row(connection, event_id) if storable(event_id) else None
+        if row is None:
+            raise NotFound("There is no such event.", param="event")
+        return stored_of(row)
+
+    async def retry(self, event: Event, *, livemode: bool, accept: bool, now_ms: int, actor: str) -> Taken:
+        """Let a kept or failed event try again, as it is given here. ``accept``: its amount is right, whatever the price.
 
         Raises NotFound, Conflict (it was taken), StoreUnavailable.
         """
         async with self._database.write() as connection:
             await _one_at_a_time(connection)
-            row = await _waiting(connection, event_id)
-            event = stored_of(row).event
+            await _waiting(connection, event.id)
+            facts = update(stripe_events).where(stripe_events.c.id == event.id).values(facts=fact_json(event.fact))
+            await connection.execute(facts)
             work = Work(connection, self._catalog(), now_ms, livemode, accept)
-            detail = {"event": event_id, "accept": accept}
+            detail = {"event": event.id, "accept": accept}
             await record(connection, "stripe_retry", account_id=None, actor=actor, now_ms=now_ms, detail=detail)
             return await self._taken(work, event)
 
