@@ -183,6 +183,7 @@ def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, co
         now_ms=quota.clock.now_ms,
         actor="system",
         metrics=gateway.metrics,
+        stripe=lambda: config().settings.stripe,
     )
     return Frame(
         desk=desk,

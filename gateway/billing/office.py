@@ -15,6 +15,7 @@ from gateway.billing.keys import KeyService
 from gateway.billing.outlook import OutlookService
 from gateway.billing.packages import PackageService
 from gateway.billing.reports import ReportService
+from gateway.billing.stripe.webhooks import StripeService
 from gateway.billing.subscriptions import SubscriptionService
 
 
@@ -29,6 +30,7 @@ class Office:
     subscriptions: SubscriptionService
     grants: GrantService
     packages: PackageService
+    stripe: StripeService
     budgets: BudgetService
     reports: ReportService
     outlook: OutlookService
@@ -46,6 +48,7 @@ def office_at(desk: Desk) -> Office:
         subscriptions=SubscriptionService(desk),
         grants=GrantService(desk),
         packages=PackageService(desk),
+        stripe=StripeService(desk),
         budgets=BudgetService(desk),
         reports=ReportService(desk),
         outlook=OutlookService(desk),

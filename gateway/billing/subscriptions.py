@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Final
 
 from gateway.billing.desk import Desk, amount, shown
+from gateway.billing.stripe.checkout import cancel_at_stripe, resume_at_stripe
 from gateway.domain.accounts import Account
 from gateway.domain.money import minor_units
 from gateway.domain.plans import UNLIMITED
@@ -166,9 +167,12 @@ class SubscriptionService:
         return await self._moved(account, changed, "past_due")
 
     async def cancel(self, account_ref: str, *, now: bool = False) -> Account:
-        """Let it end with what is paid of it, or at once. Raises AccountNotFound, StoreUnavailable."""
+        """Let it end with what is paid of it, or at once; what Stripe takes the payments of is cancelled there. Raises
+        AccountNotFound, PaymentsNotConfigured, PaymentProviderUnavailable and …Refused, StoreUnavailable."""
         desk = self._desk
         account = await desk.account(account_ref)
+        if await cancel_at_stripe(desk, account, at_once=now):
+            return await desk.account(account.id)
         changed = await desk.store.subscriptions.cancel(
             account.id, now_ms=desk.now_ms(), immediately=now, actor=desk.actor
         )
@@ -176,9 +180,11 @@ class SubscriptionService:
 
     async def resume(self, account_ref: str) -> Account:
         """Take back a cancellation, or a change of plan, that has not come yet. Raises AccountNotFound, Conflict (it
-        has ended), StoreUnavailable."""
+        has ended), and as ``cancel``."""
         desk = self._desk
         account = await desk.account(account_ref)
+        if await resume_at_stripe(desk, account):
+            return await desk.account(account.id)
         changed = await desk.store.subscriptions.resume(account.id, now_ms=desk.now_ms(), actor=desk.actor)
         return await self._moved(account, changed, "resume")
 

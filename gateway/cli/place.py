@@ -129,6 +129,7 @@ def _office(installation: Installation, store: Store, states: States | None) -> 
             states=states,
             now_ms=wall_clock_ms,
             actor=actor(),
+            stripe=lambda: installation.config.settings.stripe,
             undelivered=lambda _: say("Redis does not answer: it learns of this as soon as it is back."),
         )
     )

@@ -62,7 +62,6 @@ class Settings:
     upstreams: Mapping[str, Upstream]
     quota_status: int
     public_pricing: bool = False  # plans and packages are told without a key
-    stripe: Stripe | None = None
     stripe: Access | None = None
     stripe_off: bool = False  # written, and off: both its secrets are empty
     channels: Channels = field(default_factory=Channels)  # where alerts go

@@ -94,13 +94,15 @@ async def _placed(
     subscription, latest = subscription_of(row), paid_of(payments)[-1]
     follows = known.subscription_id == subscription.id
     if follows and subscription.plan == plan.name and subscription.status.usable:
-        moved = at(plan, subscription, known, payments, turns=not plan.rollover)
+        turns = not plan.rollover and latest.starts_at_ms <= now_ms
+        moved = at(plan, subscription, known, payments, turns=turns)
         if moved.period_starts_at_ms != subscription.period_starts_at_ms:
             await apply(connection, row, NextPeriod(moved, ()), catalog, now_ms)
         elif moved != subscription:
             await move(connection, row, moved, keeps_ahead=True)
         return known
-    if not is_newer(latest, subscription) if follows else await _overtaken(connection, row, known, latest):
+    over = known.ended_at_ms > 0 or not is_newer(latest, subscription)
+    if over if follows else await _overtaken(connection, row, known, latest):
         return known
     terms = row.terms if row.plan == plan.name else None
     fresh, _ = begin(catalog, plan, subscription_id=new_id(), now_ms=latest.starts_at_ms, terms=terms)
@@ -159,8 +161,7 @@ async def _ended(connection: AsyncConnection, catalog: Catalog, known: Known, pl
     runs = subscription.id == known.subscription_id and subscription.plan == plan.name and subscription.status.usable
     if runs:
         await close_plan(connection, known.account_id, subscription.id, now_ms)
-        ended = end_now(catalog, subscription, max(known.ended_at_ms, subscription.period_starts_at_ms))
-        await apply(connection, row, ended, catalog, now_ms)
+        await apply(connection, row, end_now(catalog, subscription, known.ended_at_ms), catalog, now_ms)
 
 
 def _known(row: Row[Any]) -> Known:

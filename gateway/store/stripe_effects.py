@@ -82,11 +82,11 @@ async def _invoice(work: Work, event: Event, fact: Invoice) -> tuple[str | None,
         return None, "not_of_a_subscription"
     account_id = await _account(work, fact.customer, fact.account, kind="plan")
     sold = offers(work.catalog)
-    whole = [line for line in fact.lines if not line.is_proration and sold.get(line.price) is not None]
-    lines = [line for line in whole if sold[line.price].kind == "plan"]
-    if not lines:
-        raise Keep("prorated" if any(line.price in sold for line in fact.lines) else "unknown_price", kind="plan")
-    line = max(lines, key=lambda each: (each.ends_at_ms, each.price))
+    lines = [line for line in fact.lines if line.price in sold and sold[line.price].kind == "plan"]
+    whole = [line for line in lines if not line.is_proration]
+    if not whole:
+        raise Keep("prorated" if lines else "unknown_price", kind="plan")
+    line = max(whole, key=lambda each: (each.ends_at_ms, each.price))
     offer = sold[line.price]
     row = await current(work.connection, account_id)
     due = due_for_offer(offer, work.catalog, row.terms if row.plan == offer.name else {})

@@ -85,7 +85,7 @@ class StripeEvents:
         return stored_of(row)
 
     async def retry(self, event: Event, *, livemode: bool, accept: bool, now_ms: int, actor: str) -> Taken:
-        """Let a kept or failed event try again, as it is given here. ``accept``: its amount is right, whatever the price.
+        """Let a kept or failed event try again, as given here. ``accept``: its amount is right, whatever the price.
 
         Raises NotFound, Conflict (it was taken), StoreUnavailable.
         """

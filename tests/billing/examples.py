@@ -43,6 +43,8 @@ CUSTOMERS: Final[dict[str, Example]] = {
     "GET /api/billing/keys": Example(),
     "GET /api/billing/usage.csv": Example(query="month=2026-11"),
     "GET /api/billing/transactions.csv": Example(query="wallet=tokens"),
+    "POST /api/billing/purchase": Example(json={"plan": "pro"}, status=409),  # nobody configured payments
+    "POST /webhooks/stripe": Example(data=b"{}", status=404),
     "POST /api/v1/explain": Example(json={"feature": "job"}),
     "GET /api/user/usage": Example(),
     "POST /api/v1/tokens/check-balance": Example(json={"featureUsed": "job", "action": "deduct", "userId": "ann"}),

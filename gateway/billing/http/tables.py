@@ -16,6 +16,7 @@ from gateway.billing.http import (
     holds,
     metering,
     openapi,
+    payments,
     tokens,
 )
 from gateway.billing.http.route import Route, Who
@@ -26,6 +27,7 @@ CUSTOMERS: Final[tuple[Route, ...]] = openapi.documented(
     *holds.ROUTES,
     *metering.ROUTES,
     *tokens.ROUTES,
+    *payments.ROUTES,
     who=Who.PUBLIC,
 )  # fmt: skip
 

@@ -40,9 +40,9 @@ class Purchase:
 
 
 async def start_purchase(
-    desk: Desk, account_ref: str, *, plan: str | None = None, package: str | None = None, prepaid: bool = False
+    desk: Desk, account_ref: str, *, plan: str | None = None, package: str | None = None, periods: int = 1
 ) -> Purchase:
-    """Open a Checkout page for a plan (``prepaid``: as many periods at once as its prepay says) or a package.
+    """Open a Checkout page for a plan (one period, or as many at once as its prepay says) or a package.
 
     Raises AccountNotFound, PaymentsNotConfigured, BadRequest (unknown, not for sale, not for the account's plan),
     RequestError (neither or both), Conflict (it has a subscription already), PaymentProviderUnavailable and …Refused,
@@ -58,7 +58,7 @@ async def start_purchase(
         mode: dict[str, Any] = {"mode": "payment", "payment_intent_data": {"metadata": named}}
     else:
         assert plan is not None
-        price, what, named[PLAN_KEY] = _plan_price(desk, plan, prepaid), plan, plan
+        price, what, named[PLAN_KEY] = _plan_price(desk, plan, periods), plan, plan
         await _check_single(desk, account)
         mode = {"mode": "subscription", "subscription_data": {"metadata": named}}
     if not price:
@@ -80,7 +80,7 @@ async def start_purchase(
 
 
 async def cancel_at_stripe(desk: Desk, account: Account, *, at_once: bool) -> bool:
-    """Stop the payments of the account's running plan: with what is paid of it, or at once. False: they are not Stripe's.
+    """Stop the payments of the account's running plan, with what is paid of it or at once. False: Stripe takes none.
 
     What Stripe answers is taken like the webhook that follows.
 
@@ -135,16 +135,16 @@ async def _check_single(desk: Desk, account: Account) -> None:
             raise Conflict(message, param="plan")
 
 
-def _plan_price(desk: Desk, plan: str, prepaid: bool) -> str:
+def _plan_price(desk: Desk, plan: str, periods: int) -> str:
     """Raises BadRequest."""
     plans = desk.catalog().plans
     if plan not in plans:
         raise BadRequest("unknown_plan", f"There is no plan {shown(plan)}.", param="plan")
-    if not prepaid:
-        return plans[plan].stripe_price
     prepay = plans[plan].prepay
-    if prepay is None:
-        raise BadRequest("no_prepay", f"Plan {plan} cannot be paid several periods ahead.", param="prepaid")
+    if periods == 1:
+        return plans[plan].stripe_price
+    if prepay is None or prepay.periods != periods:
+        raise BadRequest("no_prepay", f"Plan {plan} cannot be paid {periods} periods ahead.", param="periods")
     return prepay.stripe_price
 
 
