@@ -105,6 +105,3 @@ class Adapter(Protocol):
         self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
     ) -> dict[str, str]:
         """The dialect's own headers for the caller's tightest limit; ``kind`` is requests or tokens."""
-
-    def mask(self, body: bytes) -> bytes:
-        """An upstream's error body without what names our account there."""

@@ -14,7 +14,6 @@ from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import RefusedScanner, WholeScanner, part_in
 from gateway.providers.families import Family
 from gateway.providers.rewriting import with_fields
-from gateway.providers.upstream_errors import mask
 
 
 class Dialect:
@@ -42,10 +41,6 @@ class Dialect:
         except orjson.JSONDecodeError:
             return None
         return self.usage_of(part_in(content, "usage")) if isinstance(content, dict) else None
-
-    def mask(self, body: bytes) -> bytes:
-        """An upstream's error body without what names our account there."""
-        return mask(body)
 
     def usage_of(self, reported: dict[str, Any]) -> Usage | None:
         """Our kinds of tokens from a usage object of this dialect; None unless input and output are both there."""

@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gateway.providers.sse import events
+
 _OWN_STATUSES = frozenset({401, 402, 403})
 _RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})
 # 429 and 400 bodies that mean: this credential's money is gone. The next credential may have some.
@@ -35,6 +37,11 @@ _MASKS: tuple[tuple[re.Pattern[bytes], bytes], ...] = (
     # Anthropic names the organization by its UUID in rate limit messages.
     (re.compile(rb"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b"), b"***"),
 )
+
+
+# An error as an event of a stream tells it. Within a text of the model's both would be spelled with escapes.
+_ERROR = b'"error"'
+_TELLS_ERROR = re.compile(rb'"error"\s*:\s*[{"]|"type"\s*:\s*"error"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +71,10 @@ def mask(body: bytes, secrets: Iterable[str] = ()) -> bytes:
     for pattern, instead in _MASKS:
         body = pattern.sub(instead, body)
     return body
+
+
+def mask_events(data: bytes, secrets: Iterable[str] = ()) -> bytes:
+    """Events of a stream, those that tell an error masked; the same object when none does."""
+    if _ERROR not in data or _TELLS_ERROR.search(data) is None:
+        return data
+    return b"".join(mask(event, secrets) if _TELLS_ERROR.search(event) else event for event in events(data))

@@ -186,7 +186,7 @@ class Exchange:
             if first:
                 await writer.write(first)
             self.visit.laps.relay_s += time.perf_counter() - came_s
-            await relay.stream(self.visit, forwarded.reply, scanner, writer)
+            await relay.stream(self.visit, forwarded.reply, scanner, writer, forwarded.upstream.keys)
             if scanner.failed:
                 self.end = self._end_of(End.UPSTREAM_ERROR)
         except (UpstreamInterrupted, UpstreamTimeout) as error:

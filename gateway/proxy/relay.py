@@ -1,7 +1,8 @@
 """Step 5: pass the answer on as it comes, and watch it pass.
 
 Rules
-1. Client bytes = upstream bytes, chunk for chunk; the scanner may only hide what we asked for ourselves.
+1. Client bytes = upstream bytes, chunk for chunk; the scanner may only hide what we asked for ourselves, and of an
+   error within a stream what names our account is masked, as in an error body.
 2. A slow reader slows its upstream: nothing is read while the client's socket is full.
 3. A client that left does not end the call: what the upstream still gives is read for the bill alone.
 4. A whole answer of at most ``BUFFERED_BYTES_MAX`` is held until its price is known: the headers carry it.
@@ -10,6 +11,7 @@ Rules
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from enum import StrEnum
 from time import perf_counter
 
@@ -19,6 +21,7 @@ from aiohttp.abc import AbstractStreamWriter
 from gateway.domain.usage import Exact
 from gateway.errors import UpstreamInterrupted
 from gateway.providers.adapter import Scanner
+from gateway.providers.upstream_errors import mask_events
 from gateway.proxy.laps import Laps
 from gateway.proxy.upstream import Reply
 from gateway.proxy.visit import Visit
@@ -92,16 +95,16 @@ class Writer:
             self._transport.close()
 
 
-async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer) -> None:
+async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer, secrets: Sequence[str]) -> None:
     """Relay until the upstream ends. Raises UpstreamInterrupted, UpstreamTimeout when it breaks off or is closed; also
-    when it ends in order in the middle of its words."""
+    when it ends in order in the middle of its words. ``secrets``: our keys there, for an error that names one."""
     spent_s = 0.0
     try:
         while chunk := await reply.read():
             came_s = perf_counter()
             out = scanner.feed(chunk)
             if out and not visit.left:
-                await writer.write(out)
+                await writer.write(mask_events(out, secrets))
             spent_s += perf_counter() - came_s
     finally:
         visit.laps.relay_s += spent_s
@@ -111,7 +114,7 @@ async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer) -
         writer.within_event = is_within
         raise UpstreamInterrupted
     if tail and not visit.left:
-        await writer.write(tail)
+        await writer.write(mask_events(tail, secrets))
 
 
 def is_cut(scanner: Scanner) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.errors import BadRequest, tollgate_member
 from gateway.providers import spelling
-from gateway.providers.upstream_errors import Fault, fault, mask
+from gateway.providers.upstream_errors import Fault, fault, mask, mask_events
 from tests.unit.providers.goldens import ADAPTERS
 
 OURS = Fault(is_ours=True, is_retryable=True, needs_alert=True)
@@ -67,9 +67,27 @@ def test_what_names_our_account_is_masked(body: bytes, wanted: bytes) -> None:
     assert mask(body, ["tg-own-secret-1", ""]) == wanted
 
 
-@pytest.mark.parametrize("dialect", list(ADAPTERS))
-def test_every_adapter_masks(dialect: str) -> None:
-    assert ADAPTERS[dialect].mask(b"org-1234567890") == b"org-***"
+UUID = b"0192f0c4-3f6e-7c1a-9f00-1234567890ab"
+PLAIN = b'data: {"choices":[{"delta":{"content":"the id is ' + UUID + b', \\"error\\": {org-abcdef123456}"}}]}\n\n'
+NO_ERROR = b'data: {"response":{"error":null,"id":"org-abcdef123456"}}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("events", "wanted"),
+    [
+        (PLAIN, PLAIN),
+        (NO_ERROR, NO_ERROR),
+        (
+            b'event: error\ndata: {"type": "error", "error": {"message": "org-abcdef123456, key k3y"}}\n\n',
+            b'event: error\ndata: {"type": "error", "error": {"message": "org-***, key ***"}}\n\n',
+        ),
+        (b'data: {"error":{"message":"' + UUID + b'"}}\n\n', b'data: {"error":{"message":"***"}}\n\n'),
+        (b'data: {"type":"error","message":"k3y"}\r\n\r\n', b'data: {"type":"error","message":"***"}\r\n\r\n'),
+    ],
+)
+def test_only_an_error_within_a_stream_is_masked(events: bytes, wanted: bytes) -> None:
+    assert mask_events(events, ["k3y"]) == wanted
+    assert mask_events(PLAIN + events + PLAIN, ["k3y"]) == PLAIN + wanted + PLAIN
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
