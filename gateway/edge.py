@@ -36,7 +36,7 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
     is_waiting = _expects_word(request)
     try:
         if request.content.is_eof():  # it came with the headers
-            whole = await request.read()
+            whole = request.content.read_nowait()
             if len(whole) > bytes_max:
                 raise BodyTooLarge
             return whole
@@ -49,8 +49,6 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
                 if len(body) > bytes_max:
                     raise BodyTooLarge
         return bytes(body)
-    except web.HTTPRequestEntityTooLarge as error:
-        raise BodyTooLarge from error
     except TimeoutError as error:
         raise RequestTimeout from error
     except (OSError, web.RequestPayloadError, ClientPayloadError) as error:

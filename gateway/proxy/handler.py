@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 from uuid_utils import uuid7
@@ -29,13 +31,34 @@ from gateway.proxy.visit import Visit
 
 log = logging.getLogger(__name__)
 
+Give = Callable[[web.StreamResponse], None]
+
 
 async def serve(gateway: Gateway, adapter: Adapter, request: web.BaseRequest) -> web.StreamResponse:
-    """aiohttp's side: start the call, wait for its answer."""
-    visit = Visit(request, Laps(gateway.metrics))
-    call = gateway.tasks.spawn(handle(gateway, adapter, visit))
-    call.add_done_callback(lambda _: _answer_anyway(gateway, adapter, visit, call))
-    return await visit.wait()
+    """For aiohttp's loop: begin the call, wait for its answer. Cancelled when the client disconnects."""
+    answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+
+    def give(response: web.StreamResponse) -> None:
+        if not answered.done():
+            answered.set_result(response)
+
+    visit = begin(gateway, adapter, request, give)
+    try:
+        return await answered
+    except asyncio.CancelledError:
+        visit.leave()
+        raise
+
+
+def begin(gateway: Gateway, adapter: Adapter, request: web.BaseRequest, give: Give) -> Visit:
+    """Start the call. Its answer is given once; whoever serves the connection tells the visit when the client leaves.
+
+    A streamed answer is given when it has been written, but for its last chunk."""
+    visit = Visit(request, Laps(gateway.metrics), give)
+    gateway.tasks.spawn(handle(gateway, adapter, visit)).add_done_callback(
+        partial(_answer_anyway, gateway, adapter, visit)
+    )
+    return visit
 
 
 def _answer_anyway(gateway: Gateway, adapter: Adapter, visit: Visit, call: asyncio.Task[None]) -> None:

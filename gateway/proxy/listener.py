@@ -30,6 +30,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.edge import SERVER
 from gateway.proxy.gateway import Gateway, Patience
+from gateway.proxy.lane import Lane
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +44,15 @@ _BODIES = {
 }
 
 
-class Connection(RequestHandler):
+class Connection(Lane):
     """One client's connection."""
 
     __slots__ = ("_body_of", "_body_since_s", "_stuck_bytes", "_stuck_since_s", "_unfinished_since_s")
 
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
-        super().__init__(manager, loop=loop, **options)
+    def __init__(
+        self, manager: web.Server, *, gateway: Gateway, loop: asyncio.AbstractEventLoop, **options: Any
+    ) -> None:
+        super().__init__(manager, gateway=gateway, loop=loop, **options)
         self._unfinished_since_s = loop.time()  # a request's headers are awaited since; 0.0 = they are not
         self._body_of = 0  # which request's body is awaited, by its id
         self._body_since_s = 0.0
@@ -93,7 +96,7 @@ class Connection(RequestHandler):
 
     def _is_waiting(self) -> bool:
         waiter = self._waiter
-        return waiter is not None and not waiter.done() and not self._messages
+        return waiter is not None and not waiter.done() and not self._messages and not self._is_busy
 
     def handle_error(
         self,
@@ -137,7 +140,7 @@ class Server(web.Server):
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, loop=self._loop, **self._kwargs)
+        return Connection(self, gateway=self._gateway, loop=self._loop, **self._kwargs)
 
     def _sweep(self) -> None:
         self._timer = self._loop.call_later(SWEEP_S, self._sweep)

@@ -3,7 +3,7 @@
 The call itself runs as a task of its own, so that a client that leaves cancels its visit and never the accounting.
 
 Rules
-1. ``answered`` resolves exactly once; what happens after it (settling) delays nobody.
+1. The answer is given exactly once; what happens after it (settling) delays nobody.
 2. Leaving is an event that the call is told of; it never interrupts an await of the call by itself.
 """
 
@@ -23,21 +23,21 @@ T = TypeVar("T")
 class Visit:
     """The client's side of one call."""
 
-    def __init__(self, request: web.BaseRequest, laps: Laps) -> None:
+    __slots__ = ("_give", "_on_leave", "is_answered", "laps", "left", "request")
+
+    def __init__(self, request: web.BaseRequest, laps: Laps, give: Callable[[web.StreamResponse], None]) -> None:
         self.request = request
         self.laps = laps
         self.left = False
-        self._answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
+        self.is_answered = False
+        self._give = give
         self._on_leave: Callable[[], None] | None = None
 
     def answer(self, response: web.StreamResponse) -> None:
         """The answer is complete (or its streaming is)."""
-        if not self._answered.done():
-            self._answered.set_result(response)
-
-    @property
-    def is_answered(self) -> bool:
-        return self._answered.done()
+        if not self.is_answered:
+            self.is_answered = True
+            self._give(response)
 
     def when_left(self, tell: Callable[[], None] | None) -> None:
         """What to do at the moment the client leaves; at once if it has left already."""
@@ -51,14 +51,6 @@ class Visit:
             self.left = True
             if self._on_leave is not None:
                 self._on_leave()
-
-    async def wait(self) -> web.StreamResponse:
-        """The handler's side: wait for the answer. Cancelled by aiohttp when the client disconnects."""
-        try:
-            return await self._answered
-        except asyncio.CancelledError:
-            self.leave()
-            raise
 
 
 class Tasks:
