@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk, amount
 from gateway.domain.accounts import Account, GrantState
 from gateway.domain.units import Meter
@@ -24,10 +25,13 @@ class GrantService:
         reason: str = "",
         expires_at_ms: int = 0,
         key: str | None = None,
+        user: str | None = None,
     ) -> tuple[Meter, GrantState]:
-        """A gift. The same ``key`` again answers the grant that is there.
+        """A gift to an account, or to a user, whose budget in this meter rises with it. The same ``key`` again answers
+        the grant that is there.
 
-        Raises AccountNotFound, RequestError (amount, wallet, an end in the past), BadRequest, StoreUnavailable.
+        Raises AccountNotFound, NotFound (user), RequestError (amount, wallet, an end in the past), BadRequest,
+        StoreUnavailable.
         """
         desk = self._desk
         meter = desk.meter(wallet)
@@ -43,6 +47,7 @@ class GrantService:
             now_ms=now_ms,
             key=key,
             expires_at_ms=expires_at_ms,
+            user_id=None if user is None else (await MemberService(desk).user(account.id, user)).id,
             reason=reason,
             actor=desk.actor,
         )
@@ -72,18 +77,41 @@ class GrantService:
             amount=steps,
             now_ms=desk.now_ms(),
             expires_at_ms=self._period_end_ms(account, meter.name),
+            held=await desk.held(account.id),
             reason=reason,
             actor=desk.actor,
         )
         await desk.deliver(account.id)
         return meter, adjusted
 
+    async def set_used(self, account_ref: str, text: str, *, wallet: str | None = None, reason: str = "") -> Account:
+        """Make this the used amount of what the plan granted for the running period. Raises AccountNotFound,
+        RequestError (amount, wallet), BadRequest (more than was granted), StoreUnavailable."""
+        desk = self._desk
+        meter = desk.meter(wallet)
+        account = await desk.account(account_ref)
+        changed = await desk.store.corrections.set_used(
+            account.id,
+            wallet=meter.name,
+            used=amount(meter, text, param="used"),
+            now_ms=desk.now_ms(),
+            reason=reason,
+            actor=desk.actor,
+        )
+        await desk.deliver(account.id)
+        return changed
+
     async def revoke(self, account_ref: str, number: int, *, reason: str = "") -> GrantState:
         """End a grant and take back what is left of it. Raises AccountNotFound, NotFound, StoreUnavailable."""
         desk = self._desk
         account = await desk.account(account_ref)
         ended = await desk.store.grants.revoke(
-            account.id, number, now_ms=desk.now_ms(), reason=reason, actor=desk.actor
+            account.id,
+            number,
+            now_ms=desk.now_ms(),
+            held=await desk.held(account.id),
+            reason=reason,
+            actor=desk.actor,
         )
         await desk.deliver(account.id)
         return ended

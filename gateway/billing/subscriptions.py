@@ -188,6 +188,14 @@ class SubscriptionService:
         changed = await desk.store.subscriptions.resume(account.id, now_ms=desk.now_ms(), actor=desk.actor)
         return await self._moved(account, changed, "resume")
 
+    async def move_trial_end(self, account_ref: str, *, ends_at_ms: int) -> Account:
+        """As ``extend``, for an account that is or was on a trial. Raises RequestError when it is on none, and as
+        ``extend``."""
+        account = await self._desk.account(account_ref)
+        if account.subscription.trial_ends_at_ms == 0:
+            raise RequestError("The account is on no trial.", param="trial_ends_at")
+        return await self.extend(account.id, ends_at_ms=ends_at_ms)
+
     async def extend(self, account_ref: str, *, ends_at_ms: int) -> Account:
         """Move the running period's end, a trial's with it. Raises AccountNotFound, BadRequest, StoreUnavailable."""
         desk = self._desk

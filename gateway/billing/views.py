@@ -146,13 +146,14 @@ def key_view(key: Key, now_ms: int) -> View:
     }
 
 
-def budget_view(budget: Budget, meter: Meter | None, used: int = 0) -> View:
+def budget_view(budget: Budget, meter: Meter | None, now_ms: int, used: int = 0) -> View:
     return {
         "number": budget.number,
         "scope": budget.scope,
         "id": budget.scope_id,
         "meter": budget.meter,
         "amount": quantity(meter, budget.amount),
+        "raised": quantity(meter, budget.ceiling(now_ms) - budget.amount),
         "used": quantity(meter, used),
         "period": str(budget.period),
         "anchor_at": when(budget.anchor_at_ms),

@@ -9,6 +9,7 @@ import typer
 
 from gateway.cli import groups
 from gateway.cli.frame import Reach, command
+from gateway.cli.reading import later_ms
 from gateway.cli.terminal import Output, listing, record, table
 from gateway.errors import RequestError
 
@@ -88,13 +89,29 @@ async def set_account(
     name: Annotated[str | None, typer.Option("--name")] = None,
     email: Email = None,
     external_id: External = None,
+    trial_ends_at: Annotated[
+        str | None, typer.Option("--trial-ends-at", help="A time, a date, or a duration from now such as 7d.")
+    ] = None,
+    used: Annotated[
+        str | None, typer.Option("--used", metavar="AMOUNT", help="What counts as used of the plan's running period.")
+    ] = None,
+    wallet: Annotated[str | None, typer.Option("--wallet", help="Of --used, when there is more than one.")] = None,
+    reason: Reason = "",
 ) -> Output:
-    """Change what an account is called; an empty text takes an e-mail or external id away."""
+    """Change what an account is called, its trial's end, or its used amount; an empty text takes a name away."""
     from gateway.billing.views import account_view
 
-    if name is None and email is None and external_id is None:
-        raise RequestError("Say what to change: --name, --email or --external-id.")
-    changed = await office.accounts.rename(account, name=name, email=email, external_id=external_id)
+    if all(value is None for value in (name, email, external_id, trial_ends_at, used)):
+        raise RequestError("Say what to change: --name, --email, --external-id, --trial-ends-at or --used.")
+    found = await office.accounts.get(account)
+    if trial_ends_at is not None:
+        ends_ms = later_ms(trial_ends_at, office.desk.now_ms(), param="--trial-ends-at")
+        await office.subscriptions.move_trial_end(found.id, ends_at_ms=ends_ms)
+    if used is not None:
+        await office.grants.set_used(found.id, used, wallet=wallet, reason=reason)
+    if name is not None or email is not None or external_id is not None:
+        await office.accounts.rename(found.id, name=name, email=email, external_id=external_id)
+    changed = await office.accounts.get(found.id)
     return record(account_view(changed, office.desk.catalog(), office.desk.now_ms()), ONE_SHOWN)
 
 

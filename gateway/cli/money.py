@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from gateway.billing.office import Office
 
 PLANS_SHOWN: Final = "name label price period renews allowance ends default"
-BUDGETS_SHOWN: Final = "number scope id meter amount used period"
+BUDGETS_SHOWN: Final = "number scope id meter amount raised used period"
 Wallet = Annotated[str | None, typer.Option("--wallet", help="A meter; needed when there is more than one.")]
 Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="A plain decimal of the meter.")]
 
@@ -30,12 +30,17 @@ async def grant(
     wallet: Wallet = None,
     reason: Reason = "",
     expires: Annotated[str | None, typer.Option("--expires", help="A time, a date, or a duration such as 30d.")] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="For one user, whose budget in this meter rises with it.")
+    ] = None,
 ) -> Output:
-    """Give an account an amount."""
+    """Give an account, or one of its users, an amount."""
     from gateway.billing.views import grant_view
 
     ends_ms = 0 if expires is None else later_ms(expires, office.desk.now_ms(), param="--expires")
-    meter, made = await office.grants.grant(account, amount, wallet=wallet, reason=reason, expires_at_ms=ends_ms)
+    meter, made = await office.grants.grant(
+        account, amount, wallet=wallet, reason=reason, expires_at_ms=ends_ms, user=user
+    )
     return record(grant_view(made, meter), "number wallet source amount expires_at")
 
 
@@ -82,7 +87,7 @@ async def set_budget(
     unit, budget = await office.budgets.set(
         scope, scope_id, meter=meter, text=amount, period=period, account_ref=account
     )
-    return record(budget_view(budget, unit), "number scope id meter amount period")
+    return record(budget_view(budget, unit, office.desk.now_ms()), "number scope id meter amount period")
 
 
 @command(groups.budgets, "list")
@@ -92,7 +97,7 @@ async def list_budgets(office: Office, account: AccountRef) -> Output:
 
     meters = office.desk.catalog().meters
     budgets = await office.budgets.list(account)
-    found = [budget_view(budget, meters.get(budget.meter), used) for budget, used in budgets]
+    found = [budget_view(budget, meters.get(budget.meter), office.desk.now_ms(), used) for budget, used in budgets]
     return listing(found, BUDGETS_SHOWN, nothing="This account has no budgets.")
 
 

@@ -56,6 +56,11 @@ class Budget:
     period: Period
     anchor_at_ms: int
     time_zone: str = "UTC"
+    raises: tuple[tuple[int, int], ...] = ()  # (amount, until ms; 0 = for ever): gifts to the user
+
+    def ceiling(self, at_ms: int) -> int:
+        """The amount with what gifts add to it at a time."""
+        return self.amount + sum(amount for amount, until_ms in self.raises if until_ms == 0 or at_ms < until_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def _left(view: AccountView, caller: Caller, plan: Plan, work: Work) -> Iterator
         used[number] = max(used.get(number, 0), counted + pending + held)
     for budget in caller.budgets:
         if budget.scope in scopes and scopes[budget.scope].id == budget.scope_id:
-            yield price_of_bound(work, budget.meter), budget.amount - used.get(budget.number, 0)
+            yield price_of_bound(work, budget.meter), budget.ceiling(view.server_ms) - used.get(budget.number, 0)
     for kind, limits in plan.limits.items():
         if kind in scopes and limits.tokens_per_minute is not None:
             yield work.input_tokens + work.output_tokens, limits.tokens_per_minute

@@ -145,11 +145,11 @@ class Shape:
         for budget, scope in met:
             starts_ms, ends_ms = periods.bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
             from_ms, till_ms = max(from_ms, starts_ms), min(till_ms, ends_ms or till_ms)
+            till_ms = min([till_ms, *(until_ms for _, until_ms in budget.raises if until_ms > now_ms)])
             amount, abandon = blanks[budget.meter]
+            ceiling = budget.ceiling(now_ms)
             budgets.append(
-                engine.BudgetDemand(
-                    budget.number, scope, budget.meter, budget.amount, amount, starts_ms, ends_ms, abandon
-                )
+                engine.BudgetDemand(budget.number, scope, budget.meter, ceiling, amount, starts_ms, ends_ms, abandon)
             )
         amount, abandon = blanks[wallet]
         demand = engine.Demand(

@@ -173,10 +173,14 @@ class Accounts:
     ) -> Account:
         """Suspend an account, or let it call again. Raises AccountNotFound, StoreUnavailable."""
         async with self._database.write() as connection:
-            await lock_account(connection, account_id)
+            before = await lock_account(connection, account_id)
             await connection.execute(update(accounts).where(accounts.c.id == account_id).values(status=status.value))
             await changed(connection, account_id, status.value, now_ms)
-            detail = {"status": status.value, "reason": reason}
+            detail = {
+                "before": {"status": before.status},
+                "after": {"status": status.value},
+                "reason": reason,
+            }
             await record(connection, "set_status", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             return account_of((await connection.execute(ACCOUNTS.where(accounts.c.id == account_id))).one())
 
@@ -193,14 +197,16 @@ class Accounts:
         """Change what an account is called. Raises AccountNotFound, BadRequest, Conflict, StoreUnavailable."""
         name, external_id, email = checked(name, external_id, email)
         async with self._database.write() as connection:
-            await lock_account(connection, account_id)
+            row = await lock_account(connection, account_id)
             await connection.execute(
                 update(accounts)
                 .where(accounts.c.id == account_id)
                 .values(name=name, email=email, external_id=external_id)
             )
             await changed(connection, account_id, "rename", now_ms)
-            await record(connection, "rename", account_id=account_id, actor=actor, now_ms=now_ms, detail={"name": name})
+            after = {"name": name, "email": email, "external_id": external_id}
+            detail = {"before": {key: getattr(row, key) for key in after}, "after": after}
+            await record(connection, "rename", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             return account_of((await connection.execute(ACCOUNTS.where(accounts.c.id == account_id))).one())
 
 

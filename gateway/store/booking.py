@@ -155,7 +155,7 @@ class Batch:
 
     def _charge(self, row: ChargeRow, now_ms: int) -> Known:
         account = self.accounts[row.account_id]
-        values = _values(row)
+        values = usage_values(row)
         return self._add(account, values, row.lines, row.budgets, now_ms)
 
     def _reverse(self, lapse: Known, row: ChargeRow, now_ms: int) -> Known:
@@ -267,7 +267,7 @@ def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | N
     return None if 0 <= row.status <= _STATUS_MAX else "not a status"
 
 
-def _values(row: ChargeRow) -> dict[str, Any]:
+def usage_values(row: ChargeRow) -> dict[str, Any]:
     """The columns of ``usage`` that the charge itself says."""
     used = row.usage
     return {

@@ -22,6 +22,7 @@ from gateway.domain.units import AMOUNT_MAX
 from gateway.errors import BadRequest, NotFound
 from gateway.store.common import changed, lock_account, new_id, record
 from gateway.store.database import Database
+from gateway.store.members import member, raise_budget
 from gateway.store.schema import accounts, grants, ledger
 
 
@@ -51,12 +52,14 @@ class Grants:
         starts_at_ms: int = 0,
         expires_at_ms: int = 0,
         priority: int | None = None,
+        user_id: str | None = None,
         reason: str = "",
         actor: str = "system",
     ) -> GrantState:
-        """Put an amount into a wallet. The same ``key`` again answers the grant that is there and changes nothing.
+        """Put an amount into a wallet; for a user, whose budget in this meter it raises. The same ``key`` again answers
+        the grant that is there and changes nothing.
 
-        Raises AccountNotFound, BadRequest (amount), StoreUnavailable.
+        Raises AccountNotFound, NotFound (user), BadRequest (amount), StoreUnavailable.
         """
         _check_amount(amount)
         burns = PRIORITY.get(source, PRIORITY["gift"]) if priority is None else priority
@@ -67,13 +70,20 @@ class Grants:
             if made:
                 await _check_room(connection, account_id, wallet, max(now_ms, grant.starts_at_ms))
                 await changed(connection, account_id, "grant", now_ms)
-                detail = {
+                detail: dict[str, Any] = {
                     "number": made[0].number,
                     "wallet": wallet,
                     "amount": amount,
                     "source": source,
                     "reason": reason,
                 }
+                if user_id is not None:
+                    await member(connection, "user", user_id, account_id)
+                    raised = await raise_budget(
+                        connection, account_id, user_id, meter=wallet, amount=amount, ends_at_ms=expires_at_ms,
+                        now_ms=now_ms,
+                    )  # fmt: skip
+                    detail |= {"user": user_id, "budget_raised": raised}
                 await record(connection, "grant", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
                 return made[0]
             return await _by_key(connection, account_id, grant.key)
@@ -86,11 +96,12 @@ class Grants:
         amount: int,
         now_ms: int,
         expires_at_ms: int = 0,
+        held: Mapping[int, int] | None = None,
         reason: str = "",
         actor: str = "system",
     ) -> Adjusted:
         """Raise (+) or lower (−) what a wallet has. Raising adds a grant that ends at ``expires_at_ms``; lowering takes
-        from the open grants, the first to burn first, at most what charges left of them.
+        from the open grants, the first to burn first, at most what charges and open holds (``held``, by number) left.
 
         Raises AccountNotFound, BadRequest (amount 0), StoreUnavailable.
         """
@@ -105,17 +116,29 @@ class Grants:
                 moved = amount
             else:
                 open_ = await open_grants(connection, account_id, now_ms, wallet=wallet)
-                moved = -await withdraw(connection, account_id, open_, -amount, now_ms=now_ms, reason=reason)
+                moved = -await withdraw(connection, account_id, open_, -amount, now_ms=now_ms, reason=reason, held=held)
             await changed(connection, account_id, "adjust", now_ms)
-            detail = {"wallet": wallet, "asked": amount, "moved": moved, "reason": reason}
-            await record(connection, "adjust", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             left = await open_grants(connection, account_id, now_ms, wallet=wallet)
-        return Adjusted(moved, sum(grant.amount - grant.used for grant in left))
+            balance = sum(grant.amount - grant.used for grant in left)
+            detail = {"wallet": wallet, "asked": amount, "moved": moved, "reason": reason}
+            detail |= {"before": {"balance": balance - moved}, "after": {"balance": balance}}
+            await record(connection, "adjust", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
+        return Adjusted(moved, balance)
 
     async def revoke(
-        self, account_id: str, number: int, *, now_ms: int, reason: str = "", actor: str = "system"
+        self,
+        account_id: str,
+        number: int,
+        *,
+        now_ms: int,
+        held: Mapping[int, int] | None = None,
+        reason: str = "",
+        actor: str = "system",
     ) -> GrantState:
-        """End a grant now and take back what is left of it. Raises AccountNotFound, NotFound, StoreUnavailable."""
+        """End a grant now and take back what is left of it, but for what open holds have (``held``, by number).
+
+        Raises AccountNotFound, NotFound, StoreUnavailable.
+        """
         async with self._database.write() as connection:
             await lock_account(connection, account_id)
             mine = (grants.c.account_id == account_id, grants.c.number == number)
@@ -123,7 +146,9 @@ class Grants:
             if row is None:
                 raise NotFound
             grant = grant_of(row)
-            taken = await withdraw(connection, account_id, (grant,), grant.amount, now_ms=now_ms, reason=reason)
+            taken = await withdraw(
+                connection, account_id, (grant,), grant.amount, now_ms=now_ms, reason=reason, held=held
+            )
             await end_grants(connection, account_id, (grant,), now_ms)
             await changed(connection, account_id, "revoke", now_ms)
             detail = {"number": number, "taken": taken, "reason": reason}

@@ -9,7 +9,7 @@ from sqlalchemy import Row, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import Budget
-from gateway.domain.periods import Period, parse_period
+from gateway.domain.periods import Period, bounds, parse_period
 from gateway.domain.units import AMOUNT_MAX
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.store.common import Page, changed, lock_account, new_id, page_of, page_size, record, storable
@@ -172,9 +172,12 @@ class Members:
                     )
                 )
             await changed(connection, account_id, "budget", now_ms)
-            detail = {"scope": scope, "id": scope_id, "meter": meter, "amount": amount, "period": str(period)}
+            before = None if old is None else {"amount": old.amount, "period": old.period}
+            after = {"amount": amount, "period": str(period)}
+            detail = {"scope": scope, "id": scope_id, "meter": meter, "before": before, "after": after}
             await record(connection, "set_budget", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
-        return account_id, Budget(number, scope, scope_id, meter, amount, period, anchor, time_zone)
+            (found,) = await connection.execute(_live_budgets(account_id, scope, scope_id, meter))
+            return account_id, budget_of(found)
 
     async def remove_budget(self, account_id: str, number: int, *, now_ms: int, actor: str = "system") -> None:
         """Raises AccountNotFound, NotFound, StoreUnavailable."""
@@ -242,7 +245,25 @@ def budget_of(row: Row[Any]) -> Budget:
         period=parse_period(row.period),
         anchor_at_ms=row.anchor_at_ms,
         time_zone=row.time_zone,
+        raises=tuple((amount, until_ms) for amount, until_ms in row.raises),
     )
+
+
+async def raise_budget(
+    connection: AsyncConnection, account_id: str, user_id: str, *, meter: str, amount: int, ends_at_ms: int, now_ms: int
+) -> bool:
+    """A gift to a user lifts the ceiling of their budget in its meter: in the budget's running period, and not beyond
+    the gift's own end. False when there is no such budget."""
+    row = (await connection.execute(_live_budgets(account_id, "user", user_id, meter))).one_or_none()
+    if row is None:
+        return False
+    budget = budget_of(row)
+    _, period_ends_ms = bounds(budget.period, budget.anchor_at_ms, now_ms, budget.time_zone)
+    until_ms = min((end_ms for end_ms in (period_ends_ms, ends_at_ms) if end_ms), default=0)
+    live = [list(each) for each in budget.raises if each[1] == 0 or each[1] > now_ms]
+    mine = (budgets.c.account_id == account_id, budgets.c.number == budget.number)
+    await connection.execute(update(budgets).where(*mine).values(raises=[*live, [amount, until_ms]]))
+    return True
 
 
 async def member(connection: AsyncConnection, scope: str, scope_id: str, account_id: str) -> None:

@@ -220,6 +220,7 @@ budgets = Table(
     _text("period"),
     _int("anchor_at_ms"),
     _text("time_zone"),
+    Column("raises", Json, nullable=False, server_default=text("'[]'")),  # [[amount, until ms], …]: gifts to the user
     _int("created_at_ms"),
     _int("removed_at_ms", default=0),
     PrimaryKeyConstraint("account_id", "number"),

@@ -13,6 +13,7 @@ from gateway.domain.plans import Catalog
 from gateway.store.accounts import Accounts
 from gateway.store.alerts import Alerts
 from gateway.store.common import inserting, new_id, wall_clock_ms
+from gateway.store.corrections import Corrections
 from gateway.store.database import Database, open_database
 from gateway.store.grants import Grants
 from gateway.store.idempotency import Idempotency
@@ -47,6 +48,7 @@ class Store:
     plans: Plans
     subscriptions: Subscriptions
     renewals: Renewals
+    corrections: Corrections
     grants: Grants
     payments: Payments
     stripe: StripeEvents
@@ -98,6 +100,7 @@ def open_store(
         plans=Plans(database, catalog),
         subscriptions=subscriptions,
         renewals=Renewals(database, catalog),
+        corrections=Corrections(database),
         grants=Grants(database),
         payments=Payments(database, catalog),
         stripe=StripeEvents(database, catalog),

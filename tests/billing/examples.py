@@ -92,6 +92,7 @@ OPERATORS: Final[dict[str, Example]] = {
     f"GET {_ONE}/grants": Example(),
     f"POST {_ONE}/grants": Example(json={"amount": "1.5", "wallet": "tokens", "reason": "sorry"}),
     f"POST {_ONE}/grants/{{number}}/revoke": Example(json={"reason": "a mistake"}),
+    f"POST {_ONE}/used": Example(json={"used": "12.5", "wallet": "tokens", "reason": "a bad batch"}),
     f"POST {_ONE}/adjustments": Example(json={"amount": "-1.5", "wallet": "tokens"}),
     f"GET {_ONE}/usage": Example(query="from=2026-01-01&limit=5"),
     f"GET {_ONE}/usage/totals": Example(query="by=month,model"),

@@ -97,7 +97,11 @@ async def revoke(call: Call[NoQuery, None]) -> View:
 async def budgets(call: Call[NoQuery, None]) -> View:
     meters = call.office.desk.catalog().meters
     found = await call.office.budgets.list(call.path("account"))
-    return {"items": [budget_view(budget, meters.get(budget.meter), used) for budget, used in found]}
+    return {
+        "items": [
+            budget_view(budget, meters.get(budget.meter), call.office.desk.now_ms(), used) for budget, used in found
+        ]
+    }
 
 
 async def set_budget(call: Call[NoQuery, NewBudget]) -> View:
@@ -105,7 +109,7 @@ async def set_budget(call: Call[NoQuery, NewBudget]) -> View:
     meter, budget = await call.office.budgets.set(
         body.scope, body.id, meter=body.meter, text=body.amount, period=body.period, account_ref=call.path("account")
     )
-    return budget_view(budget, meter)
+    return budget_view(budget, meter, call.office.desk.now_ms())
 
 
 async def remove_budget(call: Call[NoQuery, None]) -> Done:

@@ -80,10 +80,17 @@ class GrantBody(Strict):
     reason: Reason = ""
     expires_at: Instant | None = None
     key: Key | None = None
+    user: Annotated[Name | None, Field(description="For a user, whose budget in this meter rises with it.")] = None
 
 
 class AdjustBody(Strict):
     amount: Annotated[Amount, Field(description="With its sign.")]
+    wallet: Annotated[Name | None, Field(description="Needed when there is more than one meter.")] = None
+    reason: Reason = ""
+
+
+class UsedBody(Strict):
+    used: Amount
     wallet: Annotated[Name | None, Field(description="Needed when there is more than one meter.")] = None
     reason: Reason = ""
 
@@ -187,8 +194,17 @@ async def grant(call: Call[NoQuery, GrantBody]) -> View:
         reason=body.reason,
         expires_at_ms=body.expires_at or 0,
         key=body.key,
+        user=body.user,
     )
     return grant_view(made, meter)
+
+
+async def set_used(call: Call[NoQuery, UsedBody]) -> View:
+    body = call.body
+    changed = await call.office.grants.set_used(
+        call.path("account"), body.used, wallet=body.wallet, reason=body.reason
+    )
+    return shown_account(call, changed)
 
 
 async def revoke(call: Call[NoQuery, RevokeBody]) -> View:
@@ -239,6 +255,8 @@ ROUTES: Final = (
     Route("POST", f"{_ONE}/grants", Who.ADMIN, grant, GrantAnswer, "Give an amount.", body=GrantBody, status=201),
     Route("POST", f"{_ONE}/grants/{{number}}/revoke", Who.ADMIN, revoke, GrantAnswer,
           "End a grant and take back what is left of it.", body=RevokeBody),
+    Route("POST", f"{_ONE}/used", Who.ADMIN, set_used, AccountAnswer,
+          "Say what counts as used of the plan's running period.", body=UsedBody),
     Route("POST", f"{_ONE}/adjustments", Who.ADMIN, adjust, AdjustedAnswer,
           "Raise or lower what a wallet has; lowering takes at most what is left.", body=AdjustBody, status=201),
 )  # fmt: skip

@@ -169,6 +169,7 @@ class BudgetAnswer(Strict):
     id: str
     meter: str
     amount: str
+    raised: str  # by gifts to the user, now
     used: str
     period: str
     anchor_at: When

@@ -241,6 +241,7 @@ def _budgets() -> None:
         sa.Column("period", sa.Text(), nullable=False),
         sa.Column("anchor_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("time_zone", sa.Text(), nullable=False),
+        sa.Column("raises", sa.Text(), server_default=sa.text("'[]'"), nullable=False),
         sa.Column("created_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("removed_at_ms", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.CheckConstraint("amount >= 0", name=op.f("ck_budgets_amount")),
