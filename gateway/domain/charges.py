@@ -72,6 +72,17 @@ class ChargeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A charge of the outbox whose row cannot be read here: damaged, or written by a release that is gone."""
+
+    hold_id: str
+    account_id: str
+    state: str
+    why: str
+    row: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ChargeChange:
     """What SQL made of a charge: the account's next seq, and what it added to grants and budgets (may be negative)."""
 

@@ -23,6 +23,7 @@ from gateway.domain.units import Meter
 from gateway.metrics import Metrics
 from gateway.quota.turn import nonce
 from limits.engine import Engine
+from limits.errors import LimitsError
 from limits.model import AccountView, Stale
 
 log = logging.getLogger(__name__)
@@ -53,16 +54,18 @@ class Drift:
         self._last = ""  # account of the last check's turn
 
     async def check(self, charged: Collection[str]) -> None:
-        """Compare some of the accounts that were ``charged`` lately. Raises EngineUnavailable, StoreUnavailable."""
+        """Compare some of the accounts that were ``charged`` lately. Raises StoreUnavailable."""
         chosen = self._choose(charged)
-        views = zip(chosen, await self._views(chosen), strict=True)
-        live = {account_id: view for account_id, view in views if isinstance(view, AccountView)}
+        views = dict(zip(chosen, await self._views(chosen), strict=True))
+        live = {account_id: view for account_id, view in views.items() if isinstance(view, AccountView)}
         sums: Mapping[str, AccountSums] = {}
         if live:
             starts = [starts_at_ms for view in live.values() for _, starts_at_ms, *_ in view.budgets]
             since_ms = min(view.server_ms for view in live.values())
             sums = await self._sums.of(live, grants_since_ms=since_ms, budgets_since_ms=min(starts, default=since_ms))
         for account_id in chosen:
+            if isinstance(views[account_id], LimitsError):
+                continue  # nothing can be said: a difference that is known stays known
             view, there = live.get(account_id), sums.get(account_id)
             if view is None or there is None:
                 self._found.pop(account_id, None)  # it will be loaded before it counts
@@ -79,11 +82,17 @@ class Drift:
         self._last = turn[-1] if turn else ""
         return known + turn
 
-    async def _views(self, accounts: Collection[str]) -> list[AccountView | Stale]:
+    async def _views(self, accounts: Collection[str]) -> list[AccountView | Stale | LimitsError]:
+        """What Redis holds of each; one whose server is away keeps no other from being compared."""
         wallets = tuple(self._meters())
-        return await asyncio.gather(
-            *(self._engine.peek(account_id, ticket=nonce(), wallets=wallets) for account_id in accounts)
-        )
+        return await asyncio.gather(*(self._view(account_id, wallets) for account_id in accounts))
+
+    async def _view(self, account_id: str, wallets: tuple[str, ...]) -> AccountView | Stale | LimitsError:
+        try:
+            return await self._engine.peek(account_id, ticket=nonce(), wallets=wallets)
+        except LimitsError as error:
+            log.warning("account %s cannot be compared with the ledger: %s", account_id, error)
+            return error
 
     def _note(self, account_id: str, steps: Steps) -> None:
         before = self._found.pop(account_id, {})

@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
-from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, decode, lapsed
+from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, Unreadable, decode, lapsed
 from gateway.domain.turns import Turned
 from gateway.errors import AccountNotFound, BadRequest, QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
@@ -22,7 +22,7 @@ from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
 from gateway.quota.watch import Watch
 from limits.engine import Engine
-from limits.errors import EngineUnavailable
+from limits.errors import EngineUnavailable, LimitsError
 from limits.model import ChargeState, OutboxEntry
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,14 @@ log = logging.getLogger(__name__)
 TICK_S = 1.0
 LEASE_MS = 3_000  # with a tick, less than a third of any amnesty: a reaper's death must not look like an outage
 ABANDONED_AFTER_MS = 5_000
+SET_ASIDE_AFTER_MS = 300_000  # half of the age at which the outbox refuses calls
 ENTRIES_AT_ONCE = 200
 LAPSES_AT_ONCE = 50
 ROUND_TICKS = 4  # each partition is looked at this often, in ticks
 COMPARE_EVERY_TICKS = 5
 SEQS_AT_ONCE = 256
+LOOKED_AT_ONCE = 1_000
+COUNTED_WITHIN_MS = 10_000  # by then Redis should have counted what SQL has
 ACCOUNTS_EVERY_TICKS = 30
 AHEAD_EVERY_TICKS = 60
 KEPT_EVERY_TICKS = 10
@@ -43,6 +46,8 @@ BEGUN_EVERY_TICKS = 5
 
 class SeqStore(Protocol):
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> Sequence[tuple[str, int]]: ...
+
+    async def seqs_after(self, account_id: str, *, older_than_ms: int, limit: int) -> Sequence[tuple[str, int]]: ...
 
 
 class AccountStore(Protocol):
@@ -100,6 +105,8 @@ class Reaper:
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
         self._ticks = 0
+        self._looked: str | None = ""  # the last account that this leader has looked back at; None = at all of them
+        self._look_again = False  # not all of them could be told
         self._lapses: list[frozenset[str]] = [frozenset()] * partitions  # charged ones, as last seen in each outbox
 
     async def run(self) -> None:
@@ -109,6 +116,8 @@ class Reaper:
             try:
                 if await self._engine.lead("reaper", self._owner, LEASE_MS):
                     await self.tick()
+                else:
+                    self._looked = ""  # whoever leads next looks at all accounts once
             except (EngineUnavailable, QuotaUnavailable, StoreUnavailable) as error:
                 log.debug("reaper: skipped a tick: %s", type(error).__name__)
 
@@ -138,11 +147,36 @@ class Reaper:
 
     async def _compare(self) -> None:
         """Redis beside SQL, for accounts that were charged lately: have all charges been counted, and rightly?"""
-        seqs = await self._seqs.last_seqs(older_than_ms=10_000, newer_than_ms=60_000)
+        seqs = await self._seqs.last_seqs(older_than_ms=COUNTED_WITHIN_MS, newer_than_ms=60_000)
+        await self._sync(seqs)
+        await self._look_back()
+        await self._drift.check([account_id for account_id, _ in seqs])
+
+    async def _look_back(self) -> None:
+        """A new leader does not know what the last one saw: once, and some at a time, it looks at every account."""
+        if self._looked is None:
+            return
+        seqs = await self._seqs.seqs_after(self._looked, older_than_ms=COUNTED_WITHIN_MS, limit=LOOKED_AT_ONCE)
+        self._look_again = not await self._sync(seqs) or self._look_again
+        if len(seqs) == LOOKED_AT_ONCE:
+            self._looked = seqs[-1][0]
+        else:
+            self._looked, self._look_again = "" if self._look_again else None, False
+
+    async def _sync(self, seqs: Sequence[tuple[str, int]]) -> bool:
+        """Tell Redis the last seqs; whether it knows them all. One whose server is away keeps no other waiting."""
+        failed: list[tuple[str, BaseException]] = []
         for first in range(0, len(seqs), SEQS_AT_ONCE):
             some = seqs[first : first + SEQS_AT_ONCE]
-            await asyncio.gather(*(self._engine.sync_seq(account_id, seq) for account_id, seq in some))
-        await self._drift.check([account_id for account_id, _ in seqs])
+            told = await asyncio.gather(
+                *(self._engine.sync_seq(account_id, seq) for account_id, seq in some), return_exceptions=True
+            )
+            failed += [(some[place][0], error) for place, error in enumerate(told) if isinstance(error, BaseException)]
+        for account_id, error in failed:
+            if not isinstance(error, LimitsError):
+                raise error
+            log.warning("account %s cannot be compared with the ledger: %s", account_id, error)
+        return not failed
 
     async def _notice_begun(self) -> None:
         """Periods that were granted ahead and have begun: what their turn brings besides, such as a rest of the last
@@ -165,11 +199,14 @@ class Reaper:
             await self._turner.push(account_id)
 
     async def _willing(self, account_id: str, work: Awaitable[None]) -> None:
-        """An account whose terms lack what its plan asks for now stays behind, and keeps no other from its period."""
+        """An account whose terms lack what its plan asks for now stays behind, as one whose server is away; neither
+        keeps another from its period."""
         try:
             await work
         except (BadRequest, AccountNotFound) as error:
             log.warning("account %s gets no next period: %s", account_id, error.code)
+        except LimitsError as error:
+            log.warning("the next period of account %s has not reached Redis: %s", account_id, error)
 
     async def _tend(self, partition: int) -> None:
         """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it.
@@ -178,9 +215,11 @@ class Reaper:
         too.
         """
         entries = await self._engine.outbox(partition, older_than_ms=ABANDONED_AFTER_MS, count=ENTRIES_AT_ONCE)
-        if entries:
-            now_ms = self._now_ms()
-            await self._scribe.write(_rows(entries, now_ms))
+        rows, unreadable = _sorted_out(entries, self._now_ms())
+        if rows:
+            await self._scribe.write(rows)
+        if unreadable:
+            await self._scribe.set_aside(unreadable)
         lapses = frozenset(entry.charge.hold_id for entry in entries if entry.charge.state is ChargeState.LAPSED)
         if news := lapses - self._lapses[partition]:
             self._metrics.holds_lapsed.add(("charged",), len(news))
@@ -190,15 +229,21 @@ class Reaper:
                 self._metrics.holds_lapsed.add(("released",), 1)
 
 
-def _rows(entries: Sequence[OutboxEntry], now_ms: int) -> list[ChargeRow]:
-    """Those that can be read; what a newer release wrote waits for one."""
-    rows = []
+def _sorted_out(entries: Sequence[OutboxEntry], now_ms: int) -> tuple[list[ChargeRow], list[Unreadable]]:
+    """Those that can be read, and those that could not be for so long that nobody will: what a newer release wrote
+    waits for one, but not until its age keeps every call of its partition out."""
+    rows, unreadable = [], []
     for entry in entries:
+        charge = entry.charge
         try:
             rows.append(row_of(entry, ended_at_ms=now_ms - entry.age_ms))
         except ValueError as error:
-            log.error("the charge of call %s in the outbox cannot be read: %s", entry.charge.hold_id, error)
-    return rows
+            log.error("the charge of call %s in the outbox cannot be read: %s", charge.hold_id, error)
+            if entry.age_ms >= SET_ASIDE_AFTER_MS:
+                why = f"unreadable: {error}"
+                state = charge.state.value
+                unreadable.append(Unreadable(charge.hold_id, charge.account, state, why, charge.payload))
+    return rows, unreadable
 
 
 def row_of(entry: OutboxEntry, *, ended_at_ms: int) -> ChargeRow:

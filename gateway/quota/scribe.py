@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from gateway.domain.charges import ChargeRow, Committed
+from gateway.domain.charges import ChargeRow, Committed, Unreadable
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from limits import model as engine_model
@@ -33,6 +33,8 @@ KEPT_MAX = 50_000
 
 class ChargeWriter(Protocol):
     async def commit(self, rows: Sequence[ChargeRow]) -> list[Committed]: ...
+
+    async def set_aside(self, charges: Sequence[Unreadable]) -> list[Committed]: ...
 
 
 def confirm_of(committed: Committed) -> engine_model.Confirm:
@@ -80,7 +82,13 @@ class Scribe:
 
     async def write(self, rows: Sequence[ChargeRow]) -> None:
         """Commit and queue the confirms (also for entries found in the outbox). Raises StoreUnavailable."""
-        committed = await self._writer.commit(rows)
+        self._confirm_soon(await self._writer.commit(rows))
+
+    async def set_aside(self, charges: Sequence[Unreadable]) -> None:
+        """Keep what cannot be read for the audit, and let Redis forget it. Raises StoreUnavailable."""
+        self._confirm_soon(await self._writer.set_aside(charges))
+
+    def _confirm_soon(self, committed: Iterable[Committed]) -> None:
         for item in committed:
             self._keep(confirm_of(item))
         self._idle.clear()

@@ -35,7 +35,7 @@ class StateStore(Protocol):
 
     def rolling(self) -> tuple[str, ...]: ...
 
-    async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]: ...
+    async def pushes(self, *, limit: int, after: int = 0) -> Sequence[tuple[int, str]]: ...
 
     async def delete_pushes(self, ids: Sequence[int]) -> None: ...
 
@@ -52,6 +52,7 @@ class Turner:
         self._engine = engine
         self._store = store
         self._metrics = metrics
+        self._passed = 0  # the last push of the last delivery, where it has to begin behind it
         self._flights: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def load(self, account_id: str, ticket: str) -> None:
@@ -80,16 +81,20 @@ class Turner:
         await self._once((account_id, "push"), lambda: self.push(account_id))
 
     async def deliver_pushes(self, *, limit: int = 100) -> int:
-        """Deliver what is waiting in SQL; answers how many accounts."""
-        waiting = await self._store.pushes(limit=limit)
+        """Deliver some of what is waiting in SQL; answers how many accounts. Those that cannot be delivered, however
+        many, keep no other waiting: the next delivery begins behind them, and comes to them again at the end."""
+        waiting = await self._store.pushes(limit=limit, after=self._passed)
         accounts = list(dict.fromkeys(account_id for _, account_id in waiting))
+        failed = False
         for account_id in accounts:
             try:
                 ticket = await self._engine.mark_stale(account_id, ticket=nonce())
                 await self._store.delete_pushes([push_id for push_id, owner in waiting if owner == account_id])
                 await self._load(account_id, ticket)
-            except LimitsError as error:  # where it lies is away, or it cannot be loaded: the others do not wait for it
+            except LimitsError as error:  # where it lies is away, or it cannot be loaded
+                failed = True
                 log.warning("what changed of account %s has not reached Redis: %s", account_id, error)
+        self._passed = waiting[-1][0] if failed and len(waiting) == limit else 0
         return len(accounts)
 
     async def _load(self, account_id: str, ticket: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from gateway.domain.plans import Catalog, Plan
-from gateway.errors import AccountNotFound, BadRequest, TollgateError
+from gateway.errors import AccountNotFound, BadRequest, QuotaUnavailable, TollgateError
 from gateway.quota.clock import ServerClock
 from gateway.quota.states import States
 
@@ -30,7 +30,7 @@ FOLLOWED_AT_ONCE = 100
 class PlanStore(Protocol):
     async def register(self, *, now_ms: int, returned: Collection[str] = ()) -> None: ...
 
-    async def outdated(self, *, limit: int = 100) -> Sequence[str]: ...
+    async def outdated(self, *, limit: int = 100, after: str = "") -> Sequence[str]: ...
 
     async def advance(self, account_id: str, *, now_ms: int, held: Mapping[int, int] | None = None) -> bool: ...
 
@@ -44,6 +44,7 @@ class Versions:
         self._catalog = catalog
         self._clock = clock
         self._registered: set[str] = set()
+        self._passed = ""  # the last account of the last round, where the next has to begin behind it
         self._returned: set[str] = set()
         self._stays: OrderedDict[tuple[str, str], float] = OrderedDict()
 
@@ -70,13 +71,18 @@ class Versions:
         return False
 
     async def follow_all(self) -> None:
-        """Accounts that nobody calls for, some at a time. Raises StoreUnavailable, QuotaUnavailable."""
+        """Accounts that nobody calls for, some at a time. One that cannot follow, or whose server is away, keeps no
+        other from it. Raises StoreUnavailable."""
         await self._register()
-        for account_id in await self._plans.outdated(limit=FOLLOWED_AT_ONCE):
+        outdated = await self._plans.outdated(limit=FOLLOWED_AT_ONCE, after=self._passed)
+        failed = False
+        for account_id in outdated:
             try:
                 await self._advance(account_id)
-            except (BadRequest, AccountNotFound) as error:
+            except (BadRequest, AccountNotFound, QuotaUnavailable) as error:
+                failed = True
                 log.warning("account %s stays on the old version of its plan: %s", account_id, error.code)
+        self._passed = outdated[-1] if failed and len(outdated) == FOLLOWED_AT_ONCE else ""
 
     async def _register(self) -> None:
         versions = {plan.version for plan in self._catalog().plans.values()}

@@ -21,6 +21,7 @@ from gateway.domain.charges import (
     ChargeRow,
     Committed,
     GrantLine,
+    Unreadable,
     encode,
     steps,
 )
@@ -151,7 +152,7 @@ class Batch:
                 known.append(self._reverse(lapse, row, now_ms))
             else:
                 known.append(self._charge(row, now_ms))
-        return lambda: _answer(row, known)
+        return lambda: _answer(row.account_id, row.hold_id, known)
 
     def _charge(self, row: ChargeRow, now_ms: int) -> Known:
         account = self.accounts[row.account_id]
@@ -214,21 +215,32 @@ class Batch:
         return found
 
     def _reject(self, row: ChargeRow, why: str, now_ms: int) -> None:
+        self._keep_aside(Unreadable(row.hold_id, row.account_id, row.state, why, encode(row)), now_ms)
+
+    def set_aside(self, charge: Unreadable, now_ms: int) -> Committed:
+        """A charge that cannot be read; if it was booked before, that is its answer."""
+        known = self.known.get(charge.hold_id)
+        if known:
+            return _answer(charge.account_id, charge.hold_id, known)
+        self._keep_aside(charge, now_ms)
+        return Committed(charge.account_id, charge.hold_id, charge.state, ())
+
+    def _keep_aside(self, charge: Unreadable, now_ms: int) -> None:
         self.rejects.append(
             {
-                "hold_id": _storable(row.hold_id),
-                "account_id": _storable(row.account_id),
-                "state": _storable(row.state),
-                "why": _storable(why),
-                "row": encode(row).hex(),
+                "hold_id": _storable(charge.hold_id),
+                "account_id": _storable(charge.account_id),
+                "state": _storable(charge.state),
+                "why": _storable(charge.why),
+                "row": charge.row.hex(),
                 "created_at_ms": now_ms,
             }
         )
 
 
-def _answer(row: ChargeRow, known: Sequence[Known]) -> Committed:
+def _answer(account_id: str, hold_id: str, known: Sequence[Known]) -> Committed:
     state = SETTLED if any(each.state == SETTLED for each in known) else LAPSED
-    return Committed(row.account_id, row.hold_id, state, tuple(each.change for each in known))
+    return Committed(account_id, hold_id, state, tuple(each.change for each in known))
 
 
 def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | None:

@@ -52,8 +52,9 @@ class Plans:
                     )
             await connection.execute(inserting(self._database.dialect, plan_versions).on_conflict_do_nothing(), rows)
 
-    async def outdated(self, *, limit: int = 100) -> tuple[str, ...]:
-        """Accounts whose subscription is at another version of its plan than the config's. Raises StoreUnavailable."""
+    async def outdated(self, *, limit: int = 100, after: str = "") -> tuple[str, ...]:
+        """Accounts whose subscription is at another version of its plan than the config's, by their ids: those after
+        this one. Raises StoreUnavailable."""
         versions = [(plan.name, plan.version) for plan in self._catalog().plans.values()]
         here = tuple_(subscriptions.c.plan, subscriptions.c.plan_version)
         query = (
@@ -64,6 +65,8 @@ class Plans:
                 & (plan_versions.c.version == subscriptions.c.plan_version),
             )
             .where(subscriptions.c.ended_at_ms == 0, here.not_in(versions), plan_versions.c.id < _newest(versions))
+            .where(subscriptions.c.account_id > after)
+            .order_by(subscriptions.c.account_id)
             .limit(limit)
         )
         async with self._database.read() as connection:

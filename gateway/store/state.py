@@ -81,10 +81,11 @@ class State:
         """As ``Subscriptions.rolling``."""
         return self._subscriptions.rolling()
 
-    async def pushes(self, *, limit: int = 100) -> tuple[tuple[int, str], ...]:
-        """(push, account) of what waits, the oldest first. Raises StoreUnavailable."""
+    async def pushes(self, *, limit: int = 100, after: int = 0) -> tuple[tuple[int, str], ...]:
+        """(push, account) of what waits, the oldest first: those after this push. Raises StoreUnavailable."""
         async with self._database.read() as connection:
-            query = select(pushes.c.id, pushes.c.account_id).order_by(pushes.c.id).limit(limit)
+            query = select(pushes.c.id, pushes.c.account_id).where(pushes.c.id > after)
+            query = query.order_by(pushes.c.id).limit(limit)
             found = await connection.execute(query)
             return tuple((row.id, row.account_id) for row in found)
 

@@ -22,7 +22,7 @@ from sqlalchemy import BigInteger, bindparam, case, func, insert, or_, select, u
 
 from gateway.domain import tidings
 from gateway.domain.alerts import LOW_BALANCE
-from gateway.domain.charges import ChargeRow, Committed
+from gateway.domain.charges import ChargeRow, Committed, Unreadable
 from gateway.domain.ledger import charge_entries
 from gateway.domain.plans import Catalog
 from gateway.errors import Conflict, StoreUnavailable
@@ -63,6 +63,23 @@ class Writer:
         except Conflict as error:  # the same hold under two accounts in the same moment: repeated, one finds the other
             raise StoreUnavailable from error
         return [answer() for answer in answers]
+
+    async def set_aside(self, charges: Sequence[Unreadable]) -> list[Committed]:
+        """Keep what cannot be read where the audit finds it, so that it does not wait for ever. The answers are as
+        ``commit``'s: with no changes, unless the charge was booked before.
+
+        Raises StoreUnavailable: perhaps kept, repeat."""
+        return await self._database.run(self._setting_aside(charges, self._now_ms()))
+
+    def _setting_aside(self, charges: Sequence[Unreadable], now_ms: int) -> Script[list[Committed]]:
+        batch = Batch({})
+        for row in (yield self._sql.known, {"holds": [charge.hold_id for charge in charges]}):
+            known = Known.of(dict(zip(_USAGE, row, strict=True)))
+            batch.known.setdefault(known.values["hold_id"], []).append(known)
+        answers = [batch.set_aside(charge, now_ms) for charge in charges]
+        if batch.rejects:
+            yield self._sql.reject, batch.rejects
+        return answers
 
     def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[list[Callable[[], Committed]]]:
         """The transaction: read what the batch needs to know, book, write what it adds."""
@@ -134,6 +151,19 @@ class Writer:
             )
             for low in batch.became_low(now_ms)
         ]
+
+    async def seqs_after(self, account_id: str, *, older_than_ms: int, limit: int) -> tuple[tuple[str, int], ...]:
+        """(account, last seq) of accounts that were ever charged, but not later than ``older_than_ms`` ago, by their
+        ids: those after this one. Raises StoreUnavailable."""
+        query = (
+            select(accounts.c.id, accounts.c.seq)
+            .where(accounts.c.id > account_id, accounts.c.seq > 0)
+            .where(accounts.c.charged_at_ms <= self._now_ms() - older_than_ms)
+            .order_by(accounts.c.id)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return tuple((found_id, seq) for found_id, seq in await connection.execute(query))
 
     async def last_seqs(self, *, older_than_ms: int, newer_than_ms: int) -> tuple[tuple[str, int], ...]:
         """(account, last seq) of the charges written between ``newer_than_ms`` and ``older_than_ms`` ago: what Redis

@@ -9,19 +9,22 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sqlalchemy import text
 from uuid_utils import uuid7
 
 from gateway.domain.charges import ChargeChange, Committed, encode
+from gateway.errors import QuotaUnavailable
 from gateway.metrics import Metrics
-from gateway.quota import service
+from gateway.quota import service, versions
 from gateway.quota.admission import Admission
+from gateway.quota.clock import ServerClock
 from gateway.quota.holds import HOLDS_PER_BEAT_MAX, Holds
-from gateway.quota.reaper import COMPARE_EVERY_TICKS, row_of
+from gateway.quota.reaper import COMPARE_EVERY_TICKS, ROUND_TICKS, SET_ASIDE_AFTER_MS, row_of
 from gateway.quota.scribe import CALLS_AT_ONCE, Scribe
 from gateway.quota.turn import Turner
 from limits.engine import CONFIRMS_PER_CALL
 from limits.errors import EngineUnavailable, ScriptRejected
-from limits.model import Charge, ChargeState, Confirm, Demand, Hold, PartitionState, Take
+from limits.model import AccountView, Charge, ChargeState, Confirm, Demand, Hold, PartitionState, Take
 from tests.support import stores
 from tests.support.bills import assert_settled_to, usage_rows
 from tests.support.calls import ANTHROPIC
@@ -76,8 +79,8 @@ class Store:
             return [self.answers.pop(0)]
         return [Committed(account, f"hold-{index}", "settled", ()) for index, account in enumerate(rows)]
 
-    async def pushes(self, *, limit: int) -> Sequence[tuple[int, str]]:
-        return self.waiting
+    async def pushes(self, *, limit: int, after: int = 0) -> Sequence[tuple[int, str]]:
+        return [push for push in self.waiting if push[0] > after][:limit]
 
     async def delete_pushes(self, ids: Sequence[int]) -> None:
         self.waiting = [push for push in self.waiting if push[0] not in ids]
@@ -163,6 +166,75 @@ async def test_a_push_that_cannot_be_delivered_keeps_no_other_waiting(monkeypatc
     await turner.deliver_pushes()
     assert loaded == engine.reached == ["here"]
     assert store.waiting == [(1, "away")]
+
+
+async def test_pushes_for_a_server_that_is_away_however_many_leave_others_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, store, loaded = Engine(), Store(), list[str]()
+    store.waiting = [(number, f"away-{number}") for number in range(1, 8)] + [(8, "here"), (9, "there")]
+    engine.failing = {f"away-{number}": AWAY for number in range(1, 8)}
+    turner = Turner(engine, store, Metrics(None))  # type: ignore[arg-type]
+
+    async def load(account_id: str, ticket: str) -> bool:
+        loaded.append(account_id)
+        return True
+
+    monkeypatch.setattr(turner, "_load", load)
+    for _ in range(3):
+        await turner.deliver_pushes(limit=3)
+    assert loaded == ["here", "there"]
+    engine.failing.clear()
+    for _ in range(4):  # the end is seen, then from the start
+        await turner.deliver_pushes(limit=3)
+    assert (store.waiting, len(loaded)) == ([], 9)
+
+
+class Plans:
+    """Accounts on an old version of their plan; each advances once."""
+
+    def __init__(self, accounts: Sequence[str]) -> None:
+        self.behind = sorted(accounts)
+
+    async def register(self, **_: Any) -> None: ...
+
+    async def outdated(self, *, limit: int = 100, after: str = "") -> Sequence[str]:
+        return [account for account in self.behind if account > after][:limit]
+
+    async def advance(self, account_id: str, *, now_ms: int, held: Any = None) -> bool:
+        self.behind.remove(account_id)
+        return True
+
+
+class States:
+    """Redis, where some accounts' server is away."""
+
+    def __init__(self, away: Sequence[str]) -> None:
+        self.away = away
+
+    async def view(self, account_id: str, wallets: tuple[str, ...]) -> AccountView:
+        if account_id in self.away:
+            raise QuotaUnavailable
+        return AccountView(1, 1, 0, (), (), 0, 0)
+
+    async def deliver(self, account_id: str) -> bool:
+        return True
+
+
+async def test_accounts_whose_server_is_away_however_many_keep_no_other_on_its_old_plan(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "FOLLOWED_AT_ONCE", 3)
+    away = [f"account-{number}" for number in range(7)]
+    plans, states = Plans([*away, "here", "there"]), States(away)
+    following = versions.Versions(plans, states, catalog=lambda: stores.CATALOG, clock=ServerClock())  # type: ignore[arg-type]
+    for _ in range(3):
+        await following.follow_all()
+    assert plans.behind == away
+    states.away = ()
+    for _ in range(4):
+        await following.follow_all()
+    assert plans.behind == []
 
 
 async def test_a_hold_that_ends_while_others_are_re_asserted_is_not_opened_again() -> None:
@@ -262,3 +334,31 @@ async def test_a_charge_that_cannot_be_read_or_a_partition_that_fails_keeps_no_o
     assert [row["hold_id"] for row in await usage_rows(gateway, account.id)] == [good]
     (left,) = await engine.outbox(engine.partition(account.id), older_than_ms=0, count=10)
     assert left.charge.hold_id == unread
+
+
+async def test_a_charge_that_nobody_can_read_is_set_aside_before_it_keeps_its_partition_closed(gateway: Local) -> None:
+    """It waits for a release that knows it, then goes where the audit finds it. One that was booked is confirmed."""
+    _, account = await gateway.account("drain")
+    quota, reaper, store = gateway.worker.gateway.quota, gateway.worker.reaper, gateway.worker.store
+    engine, partition = quota._engine, quota._engine.partition(account.id)
+    await quota.turner.push(account.id)
+    booked = stores.charge(account.id, (1, 40))
+    await store.writer.commit([booked])
+    for hold_id, amount in ((str(uuid7()), 70), (booked.hold_id, 40)):
+        hold = Hold(account.id, hold_id, 1, 0, 60_000, (), Demand(), (), b"")
+        lines = (Take("tokens", 1, amount),)
+        await engine.settle(hold, Charge(account.id, hold_id, ChargeState.SETTLED, lines, (), b"\x63 of a release"))
+    for age_ms, waiting in ((SET_ASIDE_AFTER_MS - 5_000, 2), (SET_ASIDE_AFTER_MS + 5_000, 0)):
+        engine.set_clock(offset_ms=age_ms)
+        for _ in range(ROUND_TICKS):
+            await reaper.tick()
+        await quota.scribe.drained()
+        assert len(await engine.outbox(partition, older_than_ms=0, count=10)) == waiting
+    view = await engine.peek(account.id, ticket="t", wallets=("tokens",))
+    assert isinstance(view, AccountView)
+    assert [(grant.counted, grant.pending) for _, grants in view.wallets for grant in grants] == [(40, 0)]
+    async with store.database.read() as connection:
+        kept = (await connection.execute(text("SELECT account_id, state, why, row FROM usage_rejects"))).all()
+    assert [tuple(row) for row in kept] == [
+        (account.id, "settled", "unreadable: not a charge of version 2", b"\x63 of a release".hex())
+    ]

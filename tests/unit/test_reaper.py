@@ -15,10 +15,11 @@ from gateway.domain.accounts import Account, BudgetUse
 from gateway.domain.charges import ChargeRow, encode
 from gateway.domain.periods import Period
 from gateway.metrics import Metrics
+from gateway.quota import reaper
 from gateway.quota.clock import ServerClock
 from gateway.quota.drift import ACCOUNTS_MAX, Drift
 from gateway.quota.keeper import Keeper
-from gateway.quota.reaper import ACCOUNTS_EVERY_TICKS, ROUND_TICKS, Reaper
+from gateway.quota.reaper import ACCOUNTS_EVERY_TICKS, COMPARE_EVERY_TICKS, ROUND_TICKS, Reaper
 from gateway.quota.scribe import Scribe, confirm_of
 from gateway.quota.states import States
 from gateway.quota.translate import snapshot_of
@@ -29,7 +30,8 @@ from gateway.quota.watch_use import UseWatch
 from gateway.store.store import Store
 from limits.client import Client, connect
 from limits.engine import Engine
-from limits.model import AccountView, Demand, Hold, Reserve, Reserved, WalletDemand
+from limits.errors import EngineUnavailable
+from limits.model import AccountView, Demand, Hold, Reserve, Reserved, Stale, WalletDemand
 from tests.support import catalogs, stores
 from tests.support.scrape import Page
 from tests.support.stores import DAY_MS
@@ -128,7 +130,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
         turner = Turner(engine, store.state, metrics)
         scribe = Scribe(store.writer, engine, metrics)
         drift = Drift(engine, store.sums, meters=lambda: PLANS.meters, metrics=metrics)
-        reaper = Reaper(
+        made = Reaper(
             engine,
             seqs=store.writer,
             drift=drift,
@@ -149,7 +151,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
             partitions=PARTITIONS,
             now_ms=clock,
         )
-        yield Lab(store, engine, client, metrics, turner, drift, reaper, clock, scribe)
+        yield Lab(store, engine, client, metrics, turner, drift, made, clock, scribe)
 
 
 # --- drift -----------------------------------------------------------------------------------------------------------
@@ -237,6 +239,84 @@ async def test_a_check_looks_at_a_bounded_number_of_accounts_and_everybody_gets_
         await lab.drift.check(accounts)
     assert [len(some) for some in looked] == [ACCOUNTS_MAX] * 3
     assert {account for some in looked for account in some} == set(accounts)
+
+
+async def test_a_server_that_is_away_keeps_no_other_account_from_being_compared(lab: Lab) -> None:
+    away, other = [await lab.account() for _ in range(2)]
+    for account in (away, other):
+        await lab.off_by(account, 5_000)
+    lost = Lost(lab, away)
+    await lab.drift.check([away.id, other.id])
+    assert lab.page().sum("tollgate_ledger_drift_units") == 5
+    lost.back()
+    await lab.drift.check([away.id, other.id])
+    assert lab.page().sum("tollgate_ledger_drift_units") == 10
+    Lost(lab, away)
+    await lab.drift.check([other.id])
+    assert lab.page().sum("tollgate_ledger_drift_units") == 10, "what cannot be looked at is not thereby mended"
+
+
+# --- charges that SQL has and Redis has not counted -------------------------------------------------------------------
+
+
+class Lost:
+    """An account whose server is away."""
+
+    def __init__(self, lab: Lab, account: Account) -> None:
+        self._engine, self._account, self._run = lab.engine, account.id, lab.engine._run
+        lab.engine._run = self._asked  # type: ignore[method-assign]
+
+    async def _asked(self, name: str, account: str, *args: Any) -> Any:
+        if account == self._account:
+            raise EngineUnavailable("away", sent=False)
+        return await self._run(name, account, *args)
+
+    def back(self) -> None:
+        self._engine._run = self._run  # type: ignore[method-assign]
+
+
+async def _is_stale(lab: Lab, account: Account) -> bool:
+    return isinstance(await lab.engine.peek(account.id, ticket="x", wallets=()), Stale)
+
+
+@pytest.mark.parametrize("age_ms", [30_000, 3 * DAY_MS])
+async def test_a_new_leader_notices_what_was_never_counted_however_long_ago(lab: Lab, age_ms: int) -> None:
+    """All workers died between a commit and its confirm, and nobody called since."""
+    forgotten, fine = [await lab.account() for _ in range(2)]
+    await lab.book(charge(fine, (1, 100)))
+    await lab.store.writer.commit([charge(forgotten, (1, 100))])
+    lab.move(age_ms)
+    for _ in range(COMPARE_EVERY_TICKS):
+        await lab.reaper.tick()
+    assert (await _is_stale(lab, forgotten), await _is_stale(lab, fine)) == (True, False)
+
+
+async def test_a_new_leader_looks_at_every_account_also_at_those_whose_server_was_away(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reaper, "LOOKED_AT_ONCE", 2)
+    accounts = [await lab.account() for _ in range(5)]
+    for account in accounts:
+        await lab.store.writer.commit([charge(account, (1, 100))])
+    lab.move(DAY_MS)
+    lost = Lost(lab, accounts[1])
+    for _ in range(3 * COMPARE_EVERY_TICKS):
+        await lab.reaper.tick()
+    lost.back()
+    assert [await _is_stale(lab, account) for account in accounts] == [True, False, True, True, True]
+    for _ in range(3 * COMPARE_EVERY_TICKS):
+        await lab.reaper.tick()
+    assert await _is_stale(lab, accounts[1])
+
+
+async def test_an_account_whose_server_is_away_keeps_no_other_from_its_next_period(lab: Lab) -> None:
+    accounts = [await lab.account("pro") for _ in range(3)]
+    for account in accounts:
+        await lab.book(charge(account, (1, 1_000)))
+    lab.move(MONTH_MS - DAY_MS // 2)
+    Lost(lab, accounts[0])
+    await lab.reaper.tick()
+    assert lab.page().series("tollgate_period_turns_total") == {("ahead", "pro"): 3}
 
 
 # --- lapses, turns, accounts ------------------------------------------------------------------------------------------
