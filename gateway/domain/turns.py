@@ -23,7 +23,7 @@ from typing import Literal
 from gateway.domain.accounts import Subscription, SubscriptionStatus
 from gateway.domain.grants import NewGrant, period_grants
 from gateway.domain.periods import bounds, end_of
-from gateway.domain.plans import CUSTOM, Catalog, Plan, is_trial
+from gateway.domain.plans import Catalog, Plan, is_trial
 from gateway.errors import BadRequest
 
 BLOCK = "block"
@@ -99,7 +99,7 @@ def begin(
 
     ``anchor_ms`` fixes where periods start (default: now); ``ends_at_ms`` overrides the first period's end. A plan that
     renews when paid is paid for ``periods`` periods. Whoever moves an account closes the old plan's open grants first.
-    Raises BadRequest for custom terms that are missing.
+    A custom price may stay unnamed: it was agreed elsewhere. Raises BadRequest for a custom allowance that is missing.
     """
     anchor_ms = now_ms if anchor_ms is None else anchor_ms
     starts_ms, ends_ms = bounds(plan.period, anchor_ms, now_ms, plan.time_zone)
@@ -118,11 +118,7 @@ def begin(
     )
     if plan.renews == "when_paid" or periods > 1:
         subscription = replace(subscription, paid_until_ms=paid_until(plan, subscription, ends_ms, periods - 1))
-    grants = _grants(plan, subscription)
-    if plan.price == CUSTOM and "price" not in subscription.terms:
-        message = f"Plan {plan.name} has a custom price: name it when subscribing."
-        raise BadRequest("terms_missing", message, param="price")
-    return subscription, grants
+    return subscription, _grants(plan, subscription)
 
 
 def paid_until(plan: Plan, subscription: Subscription, from_ms: int, periods: int) -> int:
