@@ -102,3 +102,16 @@ def test_every_config_key_is_in_the_docs() -> None:
     known = set(re.findall(r"\w+", " ".join(spelled)))
     missing = {key for key in config_keys() if key not in known and not key.endswith("_file")}
     assert not missing
+
+
+def test_what_the_docs_show_of_the_examples_stands_in_them() -> None:
+    """Each block of YAML under "Five systems", line by line, in the file that its heading names."""
+    text = doc("billing.md").partition("## Five systems")[2]
+    shown = re.findall(r"^### .*?\(\.\./(examples/\S+\.yaml)\)\n(.*?)(?=^### |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 5
+    missing = []
+    for name, section in shown:
+        lines = {line.strip() for line in (ROOT / name).read_text(encoding="utf-8").splitlines()}
+        [block] = re.findall(r"^```yaml\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        missing += [f"{name}: {line}" for line in block.splitlines() if line.strip() not in lines]
+    assert not missing, "\n".join(missing)
