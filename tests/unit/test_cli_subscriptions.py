@@ -79,6 +79,6 @@ def test_terms_of_ones_own_stand_before_the_plans(cli: Cli) -> None:
     account = cli.account()
     own = ("--price", "500", "--allowance", "tokens=7000", "--entitlement", "agents=40")
     assert cli.ok("subscribe", account, "paid", *own)["entitlements"] == {"agents": 40, "support": "email"}
-    assert cli("subscription", "upgrade", account, "custom", "--price", "1").code == 2, "a custom allowance must be named"
+    assert cli("subscription", "upgrade", account, "custom", "--price", "1").code == 2  # its allowance is custom, too
     moved = cli.ok("subscription", "upgrade", account, "custom", "--allowance", "tokens=9", "--price", "1")
     assert moved["plan"] == "custom" and 499.9 < float(moved["credit"]) <= 500
