@@ -11,13 +11,14 @@ PYTEST := $(VENV)/bin/python -m pytest
 TEST_PROCESSES ?= 2
 
 .DELETE_ON_ERROR:
-.PHONY: help run test test-fast check bench lock clean
+.PHONY: help run test test-fast check fuzz bench lock clean
 
 help:
 	@echo 'make run        serve the demo: embedded Valkey, SQLite, simulated models (ARGS="--listen HOST:PORT …")'
 	@echo 'make test       every test (as root it installs redis-server and npm packages that are missing)'
 	@echo 'make test-fast  the tests that pip alone can serve'
 	@echo 'make check      ruff, mypy --strict, import and size rules'
+	@echo 'make fuzz       thousands of invented requests to the billing and admin APIs (EXAMPLES=60 per operation)'
 	@echo 'make bench      Tollgate beside its peers (two cores, about ten minutes; ARGS=--quick for a smoke run)'
 	@echo 'make lock       renew requirements.lock and requirements-dev.lock from pyproject.toml'
 
@@ -36,6 +37,11 @@ check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
 	$(PYTEST) tests/tidy -q -p no:xdist -p no:cacheprovider
+
+# Requests that schemathesis invents, per operation of both OpenAPI documents: EXAMPLES=60 makes about 15,000.
+EXAMPLES ?= 60
+fuzz: $(VENV)/.installed-dev
+	TOLLGATE_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/billing/test_openapi.py -q -s -n 0
 
 bench: $(VENV)/.installed
 	@.ci/tools bench

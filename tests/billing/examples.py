@@ -54,7 +54,7 @@ OPERATORS: Final[dict[str, Example]] = {
     "GET /openapi.json": Example(),
     "GET /admin/v1/accounts": Example(query="search=canary&plan=pro&status=active"),
     "POST /admin/v1/accounts": Example(json={"name": "New", "plan": "pro", "external_id": "new"}),
-    "POST /admin/v1/accounts/import": Example(
+    "POST /admin/v1/imports": Example(
         data=b"name,plan,email\nOne,pro,\nTwo,,two@example.com\n", headers={"Content-Type": "text/csv"}
     ),
     f"GET {_ONE}": Example(),

@@ -117,12 +117,12 @@ async def test_a_service_key_made_by_the_operator_acts_for_any_account(running: 
 
 async def test_a_file_of_accounts_is_taken_whole_or_not_at_all(running: Apis) -> None:
     headers = {"Content-Type": "text/csv"}
-    bad = await running.admin("POST", f"{AT}/import", data=b"name,plan\nOne,pro\nTwo,golden\n", headers=headers)
+    bad = await running.admin("POST", "/admin/v1/imports", data=b"name,plan\nOne,pro\nTwo,golden\n", headers=headers)
     assert (bad.status, bad.code) == (400, "invalid_request") and "row 3" in bad.json()["error"]["message"]
     assert await found(running, "limit=10") == []
-    good = await running.admin("POST", f"{AT}/import", data=b"name,external_id\nOne,a\nTwo,b\n", headers=headers)
+    good = await running.admin("POST", "/admin/v1/imports", data=b"name,external_id\nOne,a\nTwo,b\n", headers=headers)
     assert [account["external_id"] for account in good.json()["items"]] == ["a", "b"]
-    large = await running.admin("POST", f"{AT}/import", data=io.BytesIO(b"x" * (17 * 2**20)), headers=headers)
+    large = await running.admin("POST", "/admin/v1/imports", data=io.BytesIO(b"x" * (17 * 2**20)), headers=headers)
     assert large.status == 413
 
 

@@ -104,6 +104,12 @@ class Apis:
         return reply.hold.hold_id
 
 
+def with_secrets(text: str) -> str:
+    """A config of the tests with what these APIs need besides."""
+    secrets = 'admin_token: "${TEST_ADMIN_TOKEN:-}", secret: "${TEST_SECRET}"'
+    return text.replace("server: {", f"server: {{{secrets}, ", 1) + f"\n{PACKAGES}\n"
+
+
 @asynccontextmanager
 async def apis(
     redis_url: str, folder: Path, *, models_url: str = NO_MODELS, token: str = ADMIN_TOKEN, **changes: Any
@@ -111,9 +117,7 @@ async def apis(
     """``changes`` as ``config_text`` (database, plans, …), or ``text``: a whole config."""
     os.environ.update(TEST_ADMIN_TOKEN=token, TEST_SECRET=SECRET)
     text = changes.pop("text", None) or config_text(models_url, port=free_port(), admin=free_port(), **changes)
-    secrets = 'admin_token: "${TEST_ADMIN_TOKEN:-}", secret: "${TEST_SECRET}"'
-    text += "\n" + PACKAGES
-    text = text.replace("server: {", f"server: {{{secrets}, ", 1)
+    text = with_secrets(text)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(local(models_url, redis_url, folder, text=text))
         worker = running.worker

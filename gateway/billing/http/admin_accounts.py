@@ -163,7 +163,7 @@ ROUTES: Final = (
           query=AccountsQuery),
     Route("POST", "/admin/v1/accounts", Who.ADMIN, create, AccountAnswer, "Make an account.",
           body=NewAccountBody, status=201),
-    Route("POST", "/admin/v1/accounts/import", Who.ADMIN, bring, AccountsAnswer,
+    Route("POST", "/admin/v1/imports", Who.ADMIN, bring, AccountsAnswer,
           "Make all accounts of a CSV file (name, plan, email, external_id), or none.",
           body=Raw(CSV), body_bytes_max=FILE_BYTES_MAX, status=201),
     Route("GET", _ONE, Who.ADMIN, show, AccountWithWallets, "Show an account and what it has used."),
