@@ -20,6 +20,7 @@ import schemathesis
 
 from gateway.billing.http import openapi, tables
 from gateway.billing.http.route import Route
+from tests.support import api_docs
 from tests.support.apis import ADMIN_TOKEN, NO_MODELS, SECRET, with_secrets
 from tests.support.fuzz import fuzz
 from tests.support.gateways import Served, config_text, served
@@ -88,3 +89,9 @@ def test_the_document_is_valid_and_names_every_route(routes: tuple[Route, ...]) 
     schemathesis.openapi.from_dict(document).validate()
     described = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert described == {(route.method, route.path) for route in routes}
+
+
+def test_the_docs_have_the_tables_as_they_are() -> None:
+    """``python -m tests.support.api_docs`` renews them."""
+    text = api_docs.FILE.read_text(encoding="utf-8")
+    assert text == api_docs.renewed(text)
