@@ -19,7 +19,7 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from bench import bodies, engine, report
+from bench import apis, bodies, engine, report
 from bench.load import Seen, Shape, run
 from bench.processes import GATEWAY_CORE, OTHER_CORE
 from bench.targets import HERE, Missing, Target, nginx, nginx_metered, tollgate_shipped, upstream
@@ -113,11 +113,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a smoke run: one short round, figures mean nothing")
-    parser.add_argument("--only", action="append", default=[], help="a target besides the upstream; may be repeated")
+    parser.add_argument("--only", action="append", default=[], help="a target (repeatable), or api alone")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.only == ["api"]:
+        with tempfile.TemporaryDirectory(prefix="bench-") as name:
+            print(apis.table(apis.measure(Path(name), quick=options.quick)))
+        return 0
     build()
     rounds = 1 if options.quick else options.rounds
     with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
@@ -128,9 +132,12 @@ def main() -> int:
         load = shapes(folder, quick=options.quick)
         seen = measure(targets, load, rounds)
         streams = load[0].connections
+        api = apis.measure(folder, quick=options.quick)
     results = report.summary(targets, seen, idle, streams=streams, rounds=rounds, skipped=skipped)
     results["engine"] = engine_figures(5 if options.quick else 40)
+    results["api"] = api
     print(report.table(results))
+    print(f"\n{apis.table(api)}")
     if not options.quick:
         options.output.write_text(report.as_json(results))
         print(f"\nwritten to {options.output.relative_to(HERE.parent)}")
