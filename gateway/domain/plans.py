@@ -246,6 +246,12 @@ def larger_plans(catalog: Catalog, plan: Plan, wallet: str) -> tuple[Plan, ...]:
     return tuple(other for other in catalog.plans.values() if other.name != plan.name and _size(other, wallet) > mine)
 
 
+def allows_more(plan: Plan, other: Plan) -> bool:
+    """Whether ``plan`` grants at least as much of every wallet as ``other``, and more of one."""
+    sizes = [(_size(plan, wallet), _size(other, wallet)) for wallet in {*plan.allowance, *other.allowance}]
+    return all(mine >= theirs for mine, theirs in sizes) and any(mine > theirs for mine, theirs in sizes)
+
+
 def _size(plan: Plan, wallet: str) -> int:
     amount = plan.allowance.get(wallet, 0)
     return amount if isinstance(amount, int) else AMOUNT_MAX + (amount == UNLIMITED)

@@ -36,6 +36,8 @@ CUSTOMERS: Final[dict[str, Example]] = {
     "GET /api/billing/packages": Example(),
     "GET /api/billing/balance": Example(),
     "GET /api/billing/subscription": Example(),
+    "POST /api/billing/subscribe": Example(json={"plan": "pro"}),
+    "DELETE /api/billing/subscription": Example(query="now=false"),
     "GET /api/billing/transactions": Example(query="limit=1&wallet=tokens&from=2020-01-01"),
     "GET /api/billing/usage": Example(query="by=day,feature&limit=1"),
     "GET /api/billing/rates": Example(),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +17,9 @@ from gateway.domain.accounts import Account
 from gateway.domain.charges import ChargeRow
 from gateway.domain.usage import Usage
 from gateway.store.common import new_id
-from tests.support.apis import Apis
-from tests.support.stores import charge
+from tests.support import stores
+from tests.support.apis import Apis, Reply, apis
+from tests.support.stores import Place, charge
 
 DAY_MS = 86_400_000
 
@@ -280,3 +283,66 @@ async def test_explain_of_a_request_counts_it_as_the_call_would_be(running: Apis
     ):
         answer = await running.call("POST", "/api/v1/explain", key=key, json=wrong)
         assert (answer.status in (400, 404), answer.param) == (True, param), wrong
+
+
+# --- choosing a plan -----------------------------------------------------------------------------------------------
+
+FREE = """\
+  free: {label: Free, price: 0, period: 30d, renews: by_itself, allowance: {tokens: 1000}}
+  more: {label: More, price: 0, period: 30d, renews: by_itself, allowance: {tokens: 7000}}
+  talk: {label: Talk, price: custom, period: 30d, renews: by_itself, allowance: {tokens: custom}}
+"""
+
+
+@pytest.fixture
+async def plans(place: Place, valkey_url: str, tmp_path: Path) -> AsyncIterator[Apis]:
+    if place.backend == "sqlite":
+        (tmp_path / "data").mkdir()
+        stores.copy_sqlite(tmp_path / "data")
+    async with apis(valkey_url, tmp_path, database=place.url, plans=FREE) as started:
+        yield started
+
+
+async def choose(running: Apis, key: str, plan: str, **more: Any) -> Reply:
+    return await running.call("POST", "/api/billing/subscribe", key=key, json={"plan": plan, **more})
+
+
+async def test_a_larger_free_plan_begins_at_once_and_a_smaller_one_at_the_end(plans: Apis) -> None:
+    key = await plans.gateway.key("free")
+    larger = (await choose(plans, key, "more")).json()
+    assert (larger["url"], larger["subscription"]["plan"], larger["subscription"]["status"]) == (None, "more", "active")
+    smaller = (await choose(plans, key, "free")).json()
+    subscription = smaller["subscription"]
+    assert (subscription["plan"], subscription["next_plan"]) == ("more", "free")
+    assert smaller["takes_effect_at"] == subscription["period_ends_at"]
+    back = (await choose(plans, key, "more")).json()["subscription"]
+    assert (back["plan"], back["next_plan"], back["period_starts_at"]) == (
+        "more",
+        None,
+        subscription["period_starts_at"],
+    )
+
+
+async def test_a_plan_with_a_price_begins_with_its_payment_only(plans: Apis) -> None:
+    key = await plans.gateway.key("free")
+    for path, body in (("subscribe", {"plan": "pro"}), ("purchase", {"plan": "pro"})):
+        answer = await plans.call("POST", f"/api/billing/{path}", key=key, json=body)
+        assert (answer.status, answer.code) == (409, "payments_not_configured")
+    for plan, code in (("talk", "not_for_sale"), ("trial", "trial_used"), ("none", "invalid_request")):
+        again = await plans.gateway.key("trial") if plan == "trial" else key
+        if plan == "trial":
+            assert (await choose(plans, again, "more")).status == 200
+        answer = await choose(plans, again, plan)
+        assert (answer.status, answer.code, answer.param) == (400, code, "plan")
+    assert (await show(plans, "subscription", key))["plan"] == "free"
+
+
+async def test_leaving_is_at_the_end_or_now_and_can_be_taken_back(plans: Apis) -> None:
+    key = await plans.gateway.key("more")
+    leaving = (await plans.call("DELETE", "/api/billing/subscription", key=key)).json()
+    assert (leaving["status"], leaving["cancel_at_period_end"]) == ("active", True)
+    assert leaving["next_refresh_at"] is None
+    assert (await choose(plans, key, "more")).json()["subscription"]["cancel_at_period_end"] is False
+    gone = (await plans.call("DELETE", "/api/billing/subscription?now=true", key=key)).json()
+    assert gone["status"] == "cancelled"
+    assert [each["available"] for each in gone["wallets"]] == ["0", "0"]

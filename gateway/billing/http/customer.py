@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import Field
 
 from gateway.billing import exports
+from gateway.billing.choosing import choose
 from gateway.billing.customer_views import forecast_view, rates_view, standing_view, subscription_view
 from gateway.billing.http.admin_reports import UsageFilter, UsageQuery, WalletQuery
 from gateway.billing.http.answers import PlansAnswer, TransactionAnswer
@@ -20,12 +21,14 @@ from gateway.billing.http.customer_answers import (
     RatesAnswer,
     RecordsAnswer,
     StandingAnswer,
+    SubscribedAnswer,
     SubscriptionAnswer,
 )
-from gateway.billing.http.models import NAME_MAX, Name, NoQuery, PageOf, SpanQuery, Strict
+from gateway.billing.http.models import NAME_MAX, ErrorBody, Name, NoQuery, PageOf, Query, SpanQuery, Strict
 from gateway.billing.http.route import Call, Raw, Route, Who
 from gateway.billing.money_views import package_view
-from gateway.billing.views import View, key_view, plan_view, total_view, transaction_view, usage_view
+from gateway.billing.subscriptions import PERIODS_MAX
+from gateway.billing.views import View, key_view, plan_view, total_view, transaction_view, usage_view, when
 from gateway.domain.accounts import Caller
 from gateway.edge import SERVER
 from gateway.quota.credentials import bind
@@ -72,6 +75,36 @@ async def packages(call: Call[NoQuery, None]) -> View:
 
 
 async def subscription(call: Call[NoQuery, None]) -> View:
+    return await _subscription(call)
+
+
+class SubscribeBody(Strict):
+    """``periods``: how many are paid at once, where the plan says so."""
+
+    plan: Name
+    periods: Annotated[int, Field(ge=1, le=PERIODS_MAX)] = 1
+
+
+class CancelQuery(Query):
+    now: Annotated[bool, Field(description="End it at once, with what is left of it.")] = False
+
+
+async def subscribe(call: Call[NoQuery, SubscribeBody]) -> View:
+    desk = call.office.desk
+    chosen = await choose(desk, call.account.id, call.body.plan, periods=call.body.periods)
+    return {
+        "url": None if chosen.purchase is None else chosen.purchase.url,
+        "takes_effect_at": when(chosen.at_ms),
+        "subscription": await _subscription(call),
+    }
+
+
+async def cancel(call: Call[CancelQuery, None]) -> View:
+    await call.office.subscriptions.cancel(call.account.id, now=call.query.now)
+    return await _subscription(call)
+
+
+async def _subscription(call: Call[Any, Any]) -> View:
     desk = call.office.desk
     return subscription_view(await call.office.outlook.standing(call.account.id), desk.catalog(), desk.now_ms())
 
@@ -168,6 +201,11 @@ ROUTES: Final = (
     Route("GET", "/api/billing/packages", Who.SHOPPER, packages, PackagesAnswer, "What can be bought once."),
     Route("GET", "/api/billing/subscription", Who.KEY, subscription, SubscriptionAnswer,
           "The account's plan: status, periods, terms, and what it allows."),
+    Route("POST", "/api/billing/subscribe", Who.KEY, subscribe, SubscribedAnswer,
+          "Take a plan that costs nothing, or be told where it is paid.", body=SubscribeBody,
+          others={409: ErrorBody}, idempotent=True),
+    Route("DELETE", "/api/billing/subscription", Who.KEY, cancel, SubscriptionAnswer,
+          "Let the plan end with what is paid of it, or at once.", query=CancelQuery),
     Route("GET", "/api/billing/transactions", Who.KEY, transactions, PageOf[TransactionAnswer],
           "What moved the balances, the newest first.", query=WalletQuery),
     Route("GET", "/api/billing/usage", Who.KEY, usage, RecordsAnswer, "What was used, the newest first, and in sums.",

@@ -85,6 +85,14 @@ class SubscriptionAnswer(Strict):
     wallets: list[LimitOfWallet]
 
 
+class SubscribedAnswer(Strict):
+    """``url``: where the plan is paid, after which it begins; null: it needs no payment."""
+
+    url: str | None
+    takes_effect_at: When | None
+    subscription: SubscriptionAnswer
+
+
 class RecordsAnswer(Strict):
     """One page of records, the newest first; ``totals`` when ``by`` asks for them."""
 

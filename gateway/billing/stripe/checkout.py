@@ -59,7 +59,7 @@ async def start_purchase(
     else:
         assert plan is not None
         price, what, named[PLAN_KEY] = _plan_price(desk, plan, periods), plan, plan
-        await _check_single(desk, account)
+        await check_single(desk, account)
         mode = {"mode": "subscription", "subscription_data": {"metadata": named}}
     if not price:
         raise BadRequest(
@@ -128,7 +128,8 @@ async def _followed(desk: Desk, account: Account) -> Known | None:
     return None
 
 
-async def _check_single(desk: Desk, account: Account) -> None:
+async def check_single(desk: Desk, account: Account) -> None:
+    """Raises Conflict when Stripe takes payments for a plan of the account's."""
     for known in await desk.store.stripe.agreements(account.id):
         if not known.ended_at_ms and known.status not in OVER and known.subscription_id is not None:
             message = f"The account pays for the plan {known.plan} already. Cancel that first, or let it end."
