@@ -20,8 +20,8 @@ from uuid import uuid4
 from tollgate.errors import Conflict, InvalidRequest, MeteringError, Refused, Unavailable
 
 Quantity = str | int | Decimal
-ATTEMPTS_MAX: Final = 8
-FIRST_PAUSE_S: Final = 0.1
+ATTEMPTS_MAX: Final = 30
+FIRST_PAUSE_S, PAUSE_MAX_S = 0.1, 2.0
 _QUOTA_STATUS: Final = (402, 403, 429)
 
 
@@ -170,7 +170,7 @@ def pause_s(error: MeteringError, attempt: int, spent_s: float, patience_s: floa
     """How long to wait before this attempt (from 1) is repeated; None when it is not."""
     if error.retry_after is None or attempt >= ATTEMPTS_MAX:
         return None
-    backoff_s = FIRST_PAUSE_S * 2 ** (attempt - 1) * (1 + random.random())  # noqa: S311  # not a secret
+    backoff_s = min(PAUSE_MAX_S, FIRST_PAUSE_S * 2 ** (attempt - 1)) * (1 + random.random())  # noqa: S311  # not a secret
     wait_s = max(error.retry_after, backoff_s)
     return wait_s if spent_s + wait_s <= patience_s else None
 
