@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from gateway.domain.accounts import Account
+from gateway.domain.alerts import Channels
 from gateway.domain.plans import Catalog
 from gateway.domain.stripe import Access
 from gateway.domain.units import Meter, UnitError, parse_duration_s
@@ -39,6 +40,7 @@ class Desk:
     actor: str
     metrics: Metrics | None = None  # of the server that this runs in
     stripe: Callable[[], Access | None] = lambda: None  # absent: payments are not taken
+    channels: Callable[[], Channels] = Channels  # where alerts go
     undelivered: Callable[[str], None] = lambda _: None  # told of accounts whose change Redis will learn later
 
     async def account(self, ref: str) -> Account:

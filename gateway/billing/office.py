@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gateway.billing.accounts import AccountService, MemberService
+from gateway.billing.alerts.service import AlertService
 from gateway.billing.audit import AuditService
 from gateway.billing.budgets import BudgetService
 from gateway.billing.desk import Desk
 from gateway.billing.exports import ExportService
 from gateway.billing.grants import GrantService
 from gateway.billing.holds import HoldService
+from gateway.billing.insight import InsightService
 from gateway.billing.keys import KeyService
 from gateway.billing.outlook import OutlookService
 from gateway.billing.packages import PackageService
@@ -37,6 +39,8 @@ class Office:
     exports: ExportService
     audit: AuditService
     holds: HoldService
+    alerts: AlertService
+    insight: InsightService
 
 
 def office_at(desk: Desk) -> Office:
@@ -55,4 +59,6 @@ def office_at(desk: Desk) -> Office:
         exports=ExportService(desk),
         audit=AuditService(desk),
         holds=HoldService(desk),
+        alerts=AlertService(desk),
+        insight=InsightService(desk),
     )

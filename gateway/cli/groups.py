@@ -15,7 +15,7 @@ PANELS: Final = {
     RUNNING: "serve check-config migrate doctor upstream audit rebuild export",
     WHO: "accounts teams users keys budgets",
     MONEY: "plans packages subscribe subscription grant adjust payments",
-    LOOKING: "balance usage transactions forecast explain log",
+    LOOKING: "balance usage transactions forecast explain insight alerts log",
 }
 ORDER: Final = " ".join(PANELS.values()).split()
 
@@ -52,6 +52,7 @@ plans = group("What the config sells.")
 subscription = group("An account's running subscription.")
 packages = group("What can be bought once.")
 payments = group("What was paid.")
+alerts = group("Who was told of what, and whether the channels work.")
 budgets = group("Ceilings of a team, a user or a key.")
 
 for name, each in (
@@ -64,6 +65,7 @@ for name, each in (
     ("budgets", budgets),
     ("packages", packages),
     ("payments", payments),
+    ("alerts", alerts),
 ):
     app.add_typer(each, name=name, rich_help_panel=panel_of(name))
 

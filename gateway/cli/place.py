@@ -130,6 +130,7 @@ def _office(installation: Installation, store: Store, states: States | None) -> 
             now_ms=wall_clock_ms,
             actor=actor(),
             stripe=lambda: installation.config.settings.stripe,
+            channels=lambda: installation.config.settings.channels,
             undelivered=lambda _: say("Redis does not answer: it learns of this as soon as it is back."),
         )
     )

@@ -102,7 +102,7 @@ async def usage(
         return Output(document, (), ("Nothing was charged.",))
     shown = " ".join((*report.by, *TOTALS_SHOWN.split()))
     lines = (*table(totals, shown), "", *table(records, RECORDS_SHOWN))
-    return Output(document, lines, _more(report.records.next))
+    return Output(document, lines, more(report.records.next))
 
 
 @command(groups.app, "transactions", rich_help_panel=groups.LOOKING)
@@ -129,7 +129,7 @@ async def transactions(
     page = await office.reports.transactions(account, wallet=wallet, times=times, cursor=after, limit=limit)
     meters = office.desk.catalog().meters
     entries = [transaction_view(row, meters.get(row.wallet)) for row in page.items]
-    return listing(entries, TRANSACTIONS_SHOWN, notes=_more(page.next), nothing="Nothing moved yet.")
+    return listing(entries, TRANSACTIONS_SHOWN, notes=more(page.next), nothing="Nothing moved yet.")
 
 
 @command(groups.app, "log", rich_help_panel=groups.LOOKING)
@@ -144,7 +144,7 @@ async def log(
 
     page = await office.reports.audit_log(account, cursor=after, limit=limit)
     found = [audit_line_view(row) for row in page.items]
-    return listing(found, LOG_SHOWN, notes=_more(page.next), nothing="Nothing was changed yet.")
+    return listing(found, LOG_SHOWN, notes=more(page.next), nothing="Nothing was changed yet.")
 
 
 @command(groups.app, "audit", Reach.REDIS, rich_help_panel=groups.RUNNING)
@@ -209,5 +209,5 @@ async def _csv(columns: tuple[str, ...], pages: AsyncIterator[list[dict[str, obj
     return Output(None, (), printed=True)
 
 
-def _more(cursor: str | None) -> tuple[str, ...]:
+def more(cursor: str | None) -> tuple[str, ...]:
     return () if cursor is None else (f"There is more: --after {cell(cursor)}",)

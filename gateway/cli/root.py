@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.cli import accounts, explain, exporting, keys, money, operate, payments, reports, subscriptions
+from gateway.cli import accounts, alerts, explain, exporting, keys, money, operate, payments, reports, subscriptions
 from gateway.cli.groups import app
 
 # importing a module registers its commands
-COMMANDS = (operate, accounts, keys, money, payments, subscriptions, reports, explain, exporting)
+COMMANDS = (operate, accounts, keys, money, payments, subscriptions, reports, explain, exporting, alerts)
 
 __all__ = ["COMMANDS", "app"]

@@ -167,7 +167,7 @@ def words_of(kind: str, detail: Mapping[str, Any]) -> Words:
         case "refused":
             return Words(told("{title}") if detail.get("title") else "A request was refused", told("{message}"))
         case "payment_failed":
-            return Words("A payment failed", told("A payment failed.", " Amount: {amount} {currency}.", " {message}"))
+            return Words("A payment failed", told("A payment failed.", " It was for {plan}."))
         case "rapid_use":
             return Words(
                 "Rapid use", told("More than {uses} uses within {per_seconds} seconds.", " By the user {user}.")

@@ -52,6 +52,11 @@ def trial_expired(catalog: Catalog, plan: str, *, ended_at_ms: int, following: s
     }
 
 
+def payment_failed(catalog: Catalog, what: str, reference: str) -> Detail:
+    """``what`` was to be paid: a plan or a package, by its name."""
+    return {"plan": label(catalog, what), "reference": reference}
+
+
 def spike(catalog: Catalog, wallet: str, *, used: int, usual: int, since_ms: int, calls: int) -> Detail:
     """``used`` since then, and what is ``usual`` in as long a time, in steps."""
     meter = catalog.meters.get(wallet) or Meter(wallet, 0)

@@ -82,11 +82,11 @@ class Notices:
         period = alerts.period_of(situation.subscription, now_ms)
         key = f"{refusal.code}:{wallet}:{period}"
         if wanted and self._is_new(account_id, alerts.REFUSED, key):
-            self._add(NewAlert(account_id, alerts.REFUSED, key, _refusal(situation, refusal), now_ms))
+            self._add(NewAlert(account_id, alerts.REFUSED, key, refusal_detail(situation, refusal), now_ms))
             return  # whoever listens hears of the alert
         minute = f"{refusal.code}:{wallet}:news:{now_ms // NEWS_EVERY_MS}"
         if self._is_new(account_id, alerts.REFUSED, minute):
-            detail = _refusal(situation, refusal)
+            detail = refusal_detail(situation, refusal)
             until_ms = now_ms + NEWS_KEPT_MS
             self._add(NewAlert(account_id, alerts.REFUSED, minute, detail, now_ms, news_until_ms=until_ms))
 
@@ -138,7 +138,7 @@ class Notices:
         await self._idle.wait()
 
 
-def _refusal(situation: Situation, refusal: Refusal) -> dict[str, object]:
+def refusal_detail(situation: Situation, refusal: Refusal) -> dict[str, object]:
     """What the refused caller was told: with the way out of it."""
     detail = refusal.detail
     return {

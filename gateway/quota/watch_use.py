@@ -79,7 +79,7 @@ class UseWatch:
             if not window:
                 del self._windows[about]
             elif sum(calls for _, calls in window) > rule.uses:
-                found.append(_rapid_use(rule, *about, now_ms))
+                found.append(rapid_use(rule, *about, now_ms))
         while len(self._windows) > REMEMBERED_MAX:
             self._windows.popitem(last=False)
         return found
@@ -108,7 +108,7 @@ class UseWatch:
         ]
 
 
-def _rapid_use(rule: RapidUse, account_id: str, user_id: str | None, now_ms: int) -> NewAlert:
+def rapid_use(rule: RapidUse, account_id: str, user_id: str | None, now_ms: int) -> NewAlert:
     day = datetime.fromtimestamp(now_ms / 1000, UTC).date().isoformat()
     detail = {"uses": str(rule.uses), "per_seconds": str(rule.per_s), "user": user_id}
     return NewAlert(account_id, alerts.RAPID_USE, f"{user_id or '-'}:{day}", detail, now_ms)

@@ -17,7 +17,9 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.domain import tidings
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
+from gateway.domain.alerts import PAYMENT_FAILED
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.proration import price_of
 from gateway.domain.turns import (
@@ -32,6 +34,7 @@ from gateway.domain.turns import (
 )
 from gateway.errors import BadRequest, NotFound
 from gateway.store.accounts import account_of, current, subscription_of
+from gateway.store.alerts import NewAlert, raise_alert
 from gateway.store.common import lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import grant_of, withdraw
@@ -109,6 +112,9 @@ class Renewals:
                 return account_of(row)
             moved = replace(subscription, status=SubscriptionStatus.PAST_DUE)
             await move(connection, row, moved, keeps_ahead=True)
+            about = key or f"{subscription.id}:{subscription.period_ends_at_ms}"
+            detail = tidings.payment_failed(catalog, row.plan, about)
+            await raise_alert(connection, NewAlert(account_id, PAYMENT_FAILED, about, detail, now_ms))
             return await finish(connection, row, "payment_failed", actor, now_ms, {"key": key})
 
     async def refund(

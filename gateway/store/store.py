@@ -17,6 +17,7 @@ from gateway.store.corrections import Corrections
 from gateway.store.database import Database, open_database
 from gateway.store.grants import Grants
 from gateway.store.idempotency import Idempotency
+from gateway.store.insight import InsightQueries
 from gateway.store.keys import Callers, Keys
 from gateway.store.ledger import Ledger
 from gateway.store.members import Members
@@ -59,6 +60,7 @@ class Store:
     ledger: Ledger
     alerts: Alerts
     use_slices: UseSlices
+    insight: InsightQueries
     metering: MeteringHolds
     idempotency: Idempotency
 
@@ -111,6 +113,7 @@ def open_store(
         ledger=Ledger(database),
         alerts=Alerts(database),
         use_slices=UseSlices(database),
+        insight=InsightQueries(database),
         metering=MeteringHolds(database),
         idempotency=Idempotency(database),
     )

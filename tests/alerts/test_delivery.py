@@ -8,21 +8,28 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.billing.alerts.courier import Courier, Patience
 from gateway.billing.alerts.webhook import WebhookSender
-from gateway.domain.accounts import Account
-from gateway.domain.alerts import Channels, Mail, Webhook
+from gateway.domain import tidings
+from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
+from gateway.domain.alerts import Channels, Mail, RapidUse, Webhook, words_of
+from gateway.errors import LimitExceeded
 from gateway.metrics import Metrics
+from gateway.quota.notices import refusal_detail
+from gateway.quota.refusals import Situation
+from gateway.quota.watch_use import rapid_use
 from gateway.store.alerts import NewAlert
 from gateway.store.store import Store
-from tests.support import receivers, stores
+from tests.support import catalogs, receivers, stores
 from tests.support.receivers import MailServer, Receiver
 from tests.support.stores import NOW_MS, Clock, Place
 
@@ -333,3 +340,47 @@ async def test_no_password_is_sent_in_the_clear_to_another_machine(store: Store,
             await running.work()
         assert not any("AUTH" in line for line in server.said)
     assert await states(store) == [("email", "pending", 1, "SMTPNotSupportedError")]
+
+
+# --- what the docs say -----------------------------------------------------------------------------------------------
+
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "billing.md").read_text(encoding="utf-8")
+
+
+async def test_the_docs_example_is_what_is_sent_and_their_code_verifies_it(
+    store: Store, clock: Clock, receiver: Receiver
+) -> None:
+    account = await raised(store, "1", external_id="org-7")
+    async with courier(store, clock, hook(receiver)) as running:
+        await running.work()
+    (call,) = receiver.calls
+    (example,) = [orjson.loads(text) for text in re.findall(r"```json\n(.*?)```", DOCS, re.DOTALL) if "alert." in text]
+    example["data"].update(id=call.id)
+    example["data"]["account"].update(id=account.id)
+    assert call.json == example
+    (code,) = [text for text in re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL) if "is_genuine" in text]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["is_genuine"](SECRET, call.headers, call.body)
+    assert not names["is_genuine"](SECRET, call.headers, call.body + b" ")
+    assert not names["is_genuine"]("whsec_AAAA", call.headers, call.body)
+
+
+def test_the_docs_name_the_details_that_there_are() -> None:
+    catalog = catalogs.catalog(catalogs.trial(), catalogs.plan("pro"))
+    subscription = Subscription("s", "trial", "v", SubscriptionStatus.TRIALING, NOW_MS, NOW_MS, NOW_MS + 9, NOW_MS + 9)
+    situation = Situation(catalog, catalog.plans["trial"], subscription, catalog.features["general"])
+    details = {
+        "threshold": tidings.threshold(catalog, subscription, "tokens", 900),
+        "low_balance": tidings.low_balance(catalog, "tokens", available=1, mark=2),
+        "trial_ending": tidings.trial_ending(catalog, subscription),
+        "trial_expired": tidings.trial_expired(catalog, "trial", ended_at_ms=NOW_MS, following=None),
+        "refused": refusal_detail(situation, LimitExceeded()),
+        "payment_failed": tidings.payment_failed(catalog, "pro", "in_1"),
+        "rapid_use": rapid_use(RapidUse(5, 60), "a", None, NOW_MS).detail,
+        "spike": tidings.spike(catalog, "tokens", used=1, usual=1, since_ms=NOW_MS, calls=1),
+    }
+    for kind, detail in details.items():
+        (row,) = [line for line in DOCS.splitlines() if line.startswith(f"| `{kind}` | `")]
+        assert re.findall(r"`(\w+)`", row)[1:] == list(detail), kind
+        assert "-" not in words_of(kind, detail).title

@@ -81,6 +81,8 @@ OPERATORS: Final[dict[str, Example]] = {
     f"POST {_ONE}/budgets": Example(json={"scope": "user", "id": "ann", "meter": "tokens", "amount": "10"}),
     f"DELETE {_ONE}/budgets/{{number}}": Example(),
     "GET /admin/v1/plans": Example(),
+    "GET /admin/v1/alerts": Example(query="kind=threshold&state=failed"),
+    "GET /admin/v1/insight": Example(query="from=2025-01-01&limit=5"),
     "GET /admin/v1/plans/{plan}": Example(),
     f"POST {_ONE}/subscription": Example(json={"plan": "pro", "price": "25", "allowance": {"tokens": "700000"}}),
     f"POST {_ONE}/subscription/renew": Example(json={"periods": 1, "key": "invoice-1"}),

@@ -137,6 +137,8 @@ async def test_a_failed_payment_is_past_due_until_the_grace_is_over(store: Store
     end_ms = NOW_MS + MONTH_MS
     failed = await store.renewals.payment_failed(account.id, now_ms=end_ms - 1000, key="in_1")
     assert failed.subscription.status is SubscriptionStatus.PAST_DUE
+    (told,) = (await store.alerts.list()).items
+    assert (told.alert.kind, told.alert.detail["reference"]) == ("payment_failed", "in_1")
     assert (await store.subscriptions.turn(account.id, now_ms=end_ms + GRACE_MS - 1)).outcome == "stay"
     assert (await store.subscriptions.turn(account.id, now_ms=end_ms + GRACE_MS)).outcome == "fallback"
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from gateway.billing.http import (
     admin_accounts,
+    admin_alerts,
     admin_keys,
     admin_money,
     admin_payments,
@@ -37,6 +38,7 @@ OPERATORS: Final[tuple[Route, ...]] = openapi.documented(
     *admin_money.ROUTES,
     *admin_payments.ROUTES,
     *admin_reports.ROUTES,
+    *admin_alerts.ROUTES,
     *admin_running.ROUTES,
     who=Who.ADMIN,
 )  # fmt: skip
