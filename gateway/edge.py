@@ -59,10 +59,13 @@ def check_media(request: web.BaseRequest, media: str | None) -> None:
     """The body is plain, and of this type (JSON's relatives are JSON; an untyped one is taken for it); None: of any.
 
     Raises UnsupportedEncoding."""
-    if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+    headers = request.headers
+    if media == headers.get("Content-Type") and "Content-Encoding" not in headers:
+        return  # nearly always
+    if headers.get("Content-Encoding", "identity").strip().lower() != "identity":
         raise UnsupportedEncoding("Send the body without Content-Encoding.")
     sent = request.content_type
-    if media is None or "Content-Type" not in request.headers or sent == media:
+    if media is None or "Content-Type" not in headers or sent == media:
         return
     if media != "application/json" or not sent.endswith("+json"):
         raise UnsupportedEncoding(f"Send Content-Type: {media}, not {sent[:60]!r}.")

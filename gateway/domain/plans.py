@@ -47,7 +47,10 @@ class Model:
         return fnmatchcase(name, self.match)
 
     def card(self, meter: str) -> RateCard | None:
-        return next((card for card in self.rates if card.meter == meter), None)
+        for card in self.rates:  # asked several times per call: a loop costs less than a generator
+            if card.meter == meter:
+                return card
+        return None
 
 
 @dataclass(frozen=True, slots=True)

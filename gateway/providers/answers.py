@@ -47,6 +47,7 @@ class WholeScanner:
     __slots__ = (
         "_body",
         "_bytes",
+        "_content",
         "_family",
         "_finished",
         "_found",
@@ -72,10 +73,11 @@ class WholeScanner:
         self._finished = False
         self.failed = False  # an error is told by its status
         self._found: Outcome | None = None
+        self._content: dict[str, Any] | None = None  # of all that came, where that is JSON
 
     def feed(self, chunk: bytes) -> bytes:
         """The same object, always."""
-        self._found = None
+        self._found = self._content = None
         self._bytes += len(chunk)
         self._body += chunk
         if len(self._body) > BODY_BYTES_MAX or (self._is_large and len(self._body) > 2 * WINDOW_BYTES):
@@ -92,7 +94,7 @@ class WholeScanner:
         """A whole JSON body came."""
         if self._is_large:
             return self._finished
-        return self._content() is not None
+        return self._parsed() is not None
 
     def event_boundary(self) -> bool:
         """Nothing can be written into a JSON body."""
@@ -100,7 +102,7 @@ class WholeScanner:
 
     def output_tokens_seen(self) -> int:
         """Tokens of the output that could be seen so far, by our own count."""
-        content = None if self._is_large else self._content()
+        content = None if self._is_large else self._parsed()
         texts = self._texts_of(content) if content is not None else None
         if texts is None:
             texts = [unescaped(piece) for piece in self._text.findall(self._body)]
@@ -116,7 +118,7 @@ class WholeScanner:
     def _outcome(self) -> Outcome:
         if not self._bytes:
             return NotServed()
-        content = None if self._is_large else self._content()
+        content = None if self._is_large else self._parsed()
         reported = last_usage(bytes(self._body)) if self._is_large else (content or {}).get("usage")
         usage = self._usage_of(reported) if isinstance(reported, dict) else None
         if usage is not None:
@@ -130,12 +132,14 @@ class WholeScanner:
         basis = Basis.COUNTED if output and not self._is_large else Basis.ESTIMATED
         return AtLeast(Usage(input=self._input_tokens, output=output), basis)
 
-    def _content(self) -> dict[str, Any] | None:
-        try:
-            content = orjson.loads(self._body)
-        except orjson.JSONDecodeError:
-            return None
-        return content if isinstance(content, dict) else None
+    def _parsed(self) -> dict[str, Any] | None:
+        if self._content is None:
+            try:
+                content = orjson.loads(self._body)
+            except orjson.JSONDecodeError:
+                return None
+            self._content = content if isinstance(content, dict) else None
+        return self._content
 
 
 class RefusedScanner:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from aiohttp import web
-
 from gateway.domain.periods import rfc3339
 from gateway.domain.units import Meter
 from gateway.edge import SERVER, refusal_headers, status_of
@@ -11,19 +9,16 @@ from gateway.errors import TollgateError
 from gateway.providers.adapter import Adapter
 from gateway.proxy.admit import Bound
 from gateway.proxy.parse import Asked
+from gateway.proxy.visit import Whole
 from gateway.quota.admission import Admission
 
 
-def error_response(error: TollgateError, adapter: Adapter, *, request_id: str, quota_status: int) -> web.Response:
+def error_response(error: TollgateError, adapter: Adapter, *, request_id: str, quota_status: int) -> Whole:
     """An error in the dialect's shape."""
     headers = refusal_headers(error, request_id=request_id)
     headers["request-id" if adapter.dialect == "anthropic" else "x-request-id"] = request_id
-    return web.Response(
-        status=status_of(error, quota_status),
-        body=adapter.error_body(error, request_id),
-        content_type="application/json",
-        headers=headers,
-    )
+    headers["content-type"] = "application/json"
+    return Whole(status_of(error, quota_status), headers, adapter.error_body(error, request_id))
 
 
 def admitted_headers(admission: Admission, asked: Asked, bound: Bound, *, now_ms: int) -> dict[str, str]:

@@ -28,7 +28,7 @@ from gateway.proxy.laps import SETTLE
 from gateway.proxy.parse import Asked
 from gateway.proxy.relay import End
 from gateway.proxy.settle import make_bill, settle
-from gateway.proxy.visit import Visit
+from gateway.proxy.visit import Visit, Whole
 from gateway.quota.admission import Admission, Bill
 
 _RESTARTED = "The gateway is being stopped or restarted. What was produced is charged."
@@ -49,7 +49,7 @@ class Exchange:
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
         self.end = End.COMPLETE
-        self._made: Bill | None = None
+        self._made: tuple[Outcome, Bill] | None = None
         self._patience: asyncio.Timeout | None = None  # while nobody has answered yet
         self._drain: asyncio.TimerHandle | None = None
         self._was_cut = False
@@ -156,7 +156,7 @@ class Exchange:
         self.end = self._end_of(End.UPSTREAM_ERROR)
         told = headers.to_client(forwarded.reply.headers)
         told.update(answers.upstream_error_headers(self.admission))
-        self._answer(web.Response(status=forwarded.reply.status, body=body, headers=told))
+        self._answer(Whole(forwarded.reply.status, told, body))
 
     async def _answer_whole(self, forwarded: Forwarded) -> None:
         """A JSON answer: held until it is whole, so that its price stands in the headers."""
@@ -168,11 +168,10 @@ class Exchange:
         came_s = time.perf_counter()
         if "json" in forwarded.reply.headers.get("Content-Type", "") and relay.is_cut(scanner):
             raise UpstreamInterrupted
-        await self._count_input()
+        self._made = _, bill = await self._bill()
         told = self._headers(forwarded)
-        self._made = self._bill()
-        told.update(answers.charged_headers(self.admission, self._made.row.charged))
-        self._answer(web.Response(status=forwarded.reply.status, body=body, headers=told))
+        told.update(answers.charged_headers(self.admission, bill.row.charged))
+        self._answer(Whole(forwarded.reply.status, told, body))
         self.visit.laps.relay_s += time.perf_counter() - came_s
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
@@ -212,7 +211,7 @@ class Exchange:
             return End.CLIENT_LEFT
         return End.SHUTDOWN if self._stopping else otherwise
 
-    def _answer(self, response: web.StreamResponse) -> None:
+    def _answer(self, response: Whole | web.StreamResponse) -> None:
         self._count(response.status)
         self.visit.answer(response)
 
@@ -245,20 +244,18 @@ class Exchange:
             return AtLeast(Usage(input=self.bound.input_counted), Basis.ESTIMATED)
         return outcome
 
-    async def _count_input(self) -> None:
-        """An input bounded by its bytes is counted after all when the answer does not tell it."""
+    async def _bill(self) -> tuple[Outcome, Bill]:
+        """What is known now, and what it comes to. An input bounded by its bytes is counted after all when the answer
+        does not tell it."""
         outcome = self._outcome()
-        if self.bound.input_expected is None or not isinstance(outcome, AtLeast) or outcome.usage.input_total:
-            return
-        self.bound = await counted(self.gateway.counter, self.asked)
-        work = self.admission.work
-        self.admission.work = replace(work, input_tokens=self.bound.input_tokens, input_expected=None)
-
-    def _bill(self) -> Bill:
-        return make_bill(
+        if self.bound.input_expected is not None and isinstance(outcome, AtLeast) and not outcome.usage.input_total:
+            self.bound = await counted(self.gateway.counter, self.asked)
+            work = self.admission.work
+            self.admission.work = replace(work, input_tokens=self.bound.input_tokens, input_expected=None)
+        return outcome, make_bill(
             self.gateway,
             self.admission,
-            self._outcome(),
+            outcome,
             status=self.forwarded.reply.status if self.forwarded is not None else 0,
             end=self.end.value,
             upstream=self.forwarded.upstream.name if self.forwarded is not None else None,
@@ -276,8 +273,8 @@ class Exchange:
             self.gateway.drains -= 1
         started_s = time.perf_counter()
         try:
-            await self._count_input()
-            await settle(self.gateway, self.admission, self._made or self._bill(), self.bound, self._outcome())
+            outcome, bill = self._made or await self._bill()
+            await settle(self.gateway, self.admission, bill, self.bound, outcome)
         finally:  # whatever went wrong: a hold that nobody ends must not be renewed
             self.gateway.quota.holds.remove(self.admission.hold)
         self.gateway.metrics.overhead.observe(SETTLE, time.perf_counter() - started_s)

@@ -26,7 +26,7 @@ from gateway.proxy.breaker import OPEN_S, Breaker, Permit
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.headers import credential
 from gateway.proxy.laps import CONNECT, Laps
-from gateway.proxy.parse import Asked, speaking
+from gateway.proxy.parse import Asked
 from gateway.proxy.upstream import Reply
 from gateway.quota.admission import Admission
 
@@ -85,15 +85,18 @@ class Outgoing:
 
 def attempts(upstreams: Iterable[Upstream]) -> deque[Attempt]:
     """Every upstream with each of its keys, in the config's order; the keys of one are drawn by lot."""
-    return deque((upstream, key) for upstream in upstreams for key in random.sample(upstream.keys, len(upstream.keys)))
+    waiting: deque[Attempt] = deque()
+    for upstream in upstreams:
+        keys = upstream.keys if len(upstream.keys) == 1 else random.sample(upstream.keys, len(upstream.keys))
+        waiting.extend([(upstream, key) for key in keys])
+    return waiting
 
 
 async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> Forwarded:
     """The first upstream that answers, or the last one's error. Raises UpstreamUnreachable, UpstreamTimeout,
     UpstreamMisconfigured."""
     gateway.retries.earn()
-    asked = outgoing.asked
-    waiting = attempts(speaking(asked.config, asked.model, asked.adapter))
+    waiting = attempts(outgoing.asked.upstreams)
     last: Forwarded | TollgateError | None = None
     while waiting:
         upstream, key = waiting.popleft()

@@ -27,20 +27,20 @@ from gateway.proxy.exchange import Exchange
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.laps import AUTHENTICATE, PARSE, Laps
 from gateway.proxy.parse import Asked, parse
-from gateway.proxy.visit import Visit
+from gateway.proxy.visit import Visit, Whole
 
 log = logging.getLogger(__name__)
 
-Give = Callable[[web.StreamResponse], None]
+Give = Callable[[Whole | web.StreamResponse], None]
 
 
 async def serve(gateway: Gateway, adapter: Adapter, request: web.BaseRequest) -> web.StreamResponse:
     """For aiohttp's loop: begin the call, wait for its answer. Cancelled when the client disconnects."""
     answered: asyncio.Future[web.StreamResponse] = asyncio.get_running_loop().create_future()
 
-    def give(response: web.StreamResponse) -> None:
+    def give(response: Whole | web.StreamResponse) -> None:
         if not answered.done():
-            answered.set_result(response)
+            answered.set_result(response.response() if isinstance(response, Whole) else response)
 
     visit = begin(gateway, adapter, request, give)
     try:

@@ -17,6 +17,7 @@ Not here: patience (``listener``), what a call is (``handler``).
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 from aiohttp import HttpVersion11, web
@@ -30,9 +31,10 @@ from gateway.providers.adapter import Adapter
 from gateway.providers.registry import ADAPTERS
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.handler import begin
-from gateway.proxy.visit import Visit
+from gateway.proxy.visit import Visit, Whole
 
 _BODILESS = frozenset({204, 304})
+_REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Lane(RequestHandler):
@@ -96,7 +98,7 @@ class Lane(RequestHandler):
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
 
-    def _answer(self, response: web.StreamResponse) -> None:
+    def _answer(self, response: Whole | web.StreamResponse) -> None:
         """The call's answer: written here when it is whole, ended here when it was streamed."""
         assert self._visit is not None
         request, transport = self._visit.request, self.transport
@@ -104,7 +106,7 @@ class Lane(RequestHandler):
         if transport is None or transport.is_closing():
             self._end(is_kept=False)
             return
-        if isinstance(response, web.Response):
+        if isinstance(response, Whole):
             is_kept = request.keep_alive
             transport.write(spelled(response, request, is_kept=is_kept))
         else:
@@ -156,19 +158,19 @@ def _metered(message: RawRequestMessage) -> Adapter | None:
     return ADAPTERS.get(message.path.partition("?")[0])
 
 
-def spelled(response: web.Response, request: web.BaseRequest, *, is_kept: bool) -> bytes:
+def spelled(answer: Whole, request: web.BaseRequest, *, is_kept: bool) -> bytes:
     """A whole answer as bytes. A header that would not stay on its line is left out."""
     is_modern = request.version >= HttpVersion11
-    lines = [f"HTTP/1.{int(is_modern)} {response.status} {response.reason}"]
-    lines += [f"{name}: {value}" for name, value in response.headers.items() if value.isprintable()]
-    body = response.body
-    if response.status in _BODILESS or not isinstance(body, bytes | bytearray):
+    status, headers, body = answer.status, answer.headers, answer.body
+    lines = [f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if value.isprintable()]
+    if status in _BODILESS:
         body = b""
     else:
-        lines.append(f"Content-Length: {len(body)}")
-        if "Content-Type" not in response.headers:
-            lines.append("Content-Type: application/octet-stream")
-    lines.append(f"Date: {rfc822_formatted_time()}")
+        lines.append(f"content-length: {len(body)}")
+        if "content-type" not in headers:
+            lines.append("content-type: application/octet-stream")
+    lines.append(f"date: {rfc822_formatted_time()}")
     if is_kept != is_modern:
-        lines.append("Connection: keep-alive" if is_kept else "Connection: close")
+        lines.append("connection: keep-alive" if is_kept else "connection: close")
     return "\r\n".join((*lines, "\r\n")).encode("utf-8", "surrogateescape") + body

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Asked:
     model: Model
     feature: Feature
     facts: Facts
+    upstreams: Sequence[Upstream]  # that may serve it, in the config's order
 
 
 async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps: Laps, *, body_s: float) -> Asked:
@@ -50,7 +51,8 @@ def asked_of(config: Config, adapter: Adapter, body: bytes, headers: Mapping[str
     """What this body asks for under these headers. Raises RequestError (body, header, feature), UnknownModel."""
     call = adapter.parse(body, headers)
     model = model_of(config, call.model)
-    if not speaking(config, model, adapter):
+    upstreams = speaking(config, model, adapter)
+    if not upstreams:
         raise UnknownModel(f"The model {call.model[:100]!r} is not served on {adapter.route}.", param="model")
     feature = feature_of(config, headers)
     label = call.model if call.model in model.ids else model.match
@@ -61,7 +63,7 @@ def asked_of(config: Config, adapter: Adapter, body: bytes, headers: Mapping[str
         job_type=named(headers, "Tollgate-Job-Type", _NAME_CHARACTERS_MAX),
         metadata=_metadata(headers),
     )
-    return Asked(config, adapter, call, model, feature, facts)
+    return Asked(config, adapter, call, model, feature, facts, upstreams)
 
 
 def model_of(config: Config, name: str) -> Model:

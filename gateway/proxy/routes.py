@@ -110,11 +110,9 @@ def _json(body: bytes) -> web.Response:
 def _refused(
     gateway: Gateway, adapter: Adapter, error: TollgateError, more: dict[str, str] | None = None
 ) -> web.Response:
-    response = error_response(
-        error, adapter, request_id=str(uuid7()), quota_status=gateway.config.settings.quota_status
-    )
-    response.headers.update(more or {})
-    return response
+    refused = error_response(error, adapter, request_id=str(uuid7()), quota_status=gateway.config.settings.quota_status)
+    refused.headers.update(more or {})
+    return refused.response()
 
 
 async def drain(gateway: Gateway, grace_s: float) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -20,12 +21,27 @@ from gateway.proxy.laps import Laps
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer in one piece. Each header is there once; ``content-type`` in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def response(self) -> web.Response:
+        """For aiohttp to write."""
+        return web.Response(status=self.status, body=self.body, headers=self.headers)
+
+
 class Visit:
     """The client's side of one call."""
 
     __slots__ = ("_give", "_on_leave", "is_answered", "laps", "left", "request")
 
-    def __init__(self, request: web.BaseRequest, laps: Laps, give: Callable[[web.StreamResponse], None]) -> None:
+    def __init__(
+        self, request: web.BaseRequest, laps: Laps, give: Callable[[Whole | web.StreamResponse], None]
+    ) -> None:
         self.request = request
         self.laps = laps
         self.left = False
@@ -33,7 +49,7 @@ class Visit:
         self._give = give
         self._on_leave: Callable[[], None] | None = None
 
-    def answer(self, response: web.StreamResponse) -> None:
+    def answer(self, response: Whole | web.StreamResponse) -> None:
         """The answer is complete (or its streaming is)."""
         if not self.is_answered:
             self.is_answered = True

@@ -74,14 +74,13 @@ class Admission:
 
     def tightest(self, kind: str) -> tuple[int, int, int] | None:
         """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
-        found = [
-            (window.limit, remaining, resets_at_ms)
-            for window, (remaining, resets_at_ms) in zip(
-                self.hold.demand.form.windows, self.reserved.windows, strict=False
-            )
-            if window.name == kind
-        ]
-        return min(found, key=lambda item: item[1], default=None)
+        tightest: tuple[int, int, int] | None = None
+        for window, (remaining, resets_at_ms) in zip(
+            self.hold.demand.form.windows, self.reserved.windows, strict=False
+        ):
+            if window.name == kind and (tightest is None or remaining < tightest[1]):
+                tightest = (window.limit, remaining, resets_at_ms)
+        return tightest
 
 
 @dataclass(frozen=True, slots=True)

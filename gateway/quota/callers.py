@@ -16,6 +16,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from hashlib import blake2b
+from secrets import token_bytes
 from typing import Generic, Protocol, TypeVar
 
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller
@@ -146,6 +148,8 @@ class Callers:
         self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes.fromhex(digest)))
         self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(store.account_by_ref)
         self._members: OrderedDict[tuple[str, str, str], str] = OrderedDict()
+        self._salt = token_bytes(32)  # of this process alone
+        self._digests: OrderedDict[bytes, str] = OrderedDict()  # by a cheaper hash, so that a known key costs only that
 
     async def by_key(self, key: str, *, account_ref: str | None = None, fresh_s: float = FRESH_S) -> Caller:
         """``fresh_s``: how old what is remembered may be. Raises InvalidApiKey, AccountNotFound, AccountSuspended,
@@ -234,9 +238,14 @@ class Callers:
 
     def _digest(self, key: str) -> str:
         """Raises InvalidApiKey."""
-        if not well_formed(key):
-            raise InvalidApiKey
-        return self._hasher.digest(key).hex()
+        mark = blake2b(key.encode("utf-8", "surrogateescape"), key=self._salt, digest_size=32).digest()
+        digest = self._digests.get(mark)
+        if digest is None:
+            if not well_formed(key):
+                raise InvalidApiKey
+            digest = self._hasher.digest(key).hex()
+            _put(self._digests, mark, digest, CACHE_ENTRIES_MAX)
+        return digest
 
 
 def _rev(caller: Caller) -> int | None:

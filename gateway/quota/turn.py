@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
+
+from uuid_utils import uuid4
 
 from gateway.domain.accounts import AccountSnapshot
 from gateway.domain.turns import Turned
@@ -42,7 +43,7 @@ class StateStore(Protocol):
 
 def nonce() -> str:
     """A ticket: unguessable and never repeated (a random number made inside Redis would repeat after a restart)."""
-    return secrets.token_hex(8)
+    return uuid4().hex[:16]
 
 
 class Turner:
