@@ -353,7 +353,8 @@ class Quota:
                 self.scribe.add(bill.row)
             return
         self.scribe.add(bill.row)
-        charge = replace(bill.charge, payload=encode(bill.row))
+        owed = bill.charge
+        charge = engine_model.Charge(owed.account, owed.hold_id, owed.state, owed.lines, owed.budgets, encode(bill.row))
         try:
             settled = await self._engine.settle(hold, charge, window_actuals=bill.window_actuals)
         except EngineUnavailable:
