@@ -54,7 +54,7 @@ async def test_somebody_notices_a_period_that_began_by_itself(gateway: Local, mo
     account, end_ms, now_ms = await begun(gateway)
     reaper = gateway.worker.reaper
     monkeypatch.setattr(reaper, "_now_ms", lambda: now_ms)
-    await reaper._grant_ahead()
+    await reaper._notice_begun()
     found = await gateway.worker.store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.period_ends_at_ms == end_ms
     assert await open_grants(gateway, account, now_ms) == [(2, end_ms)]
