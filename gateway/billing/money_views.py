@@ -5,13 +5,16 @@ Prices are plain decimals of the currency, as text.
 
 from __future__ import annotations
 
+from gateway.billing.stripe.sync import Differs
 from gateway.billing.views import View, exactly, quantity, when
 from gateway.domain.money import minor_units, money
 from gateway.domain.payments import Payment
 from gateway.domain.periods import rfc3339
 from gateway.domain.plans import Catalog, Package
+from gateway.domain.stripe import fact_json
 from gateway.domain.units import format_duration
 from gateway.store.payments import Given
+from gateway.store.stripe_events import StoredEvent, Taken
 
 
 def package_view(package: Package, catalog: Catalog) -> View:
@@ -68,4 +71,36 @@ def given_view(given: Given, catalog: Catalog) -> View:
             }
             for grant in given.grants
         ],
+    }
+
+
+def event_view(stored: StoredEvent) -> View:
+    facts = fact_json(stored.event.fact)
+    return {
+        "id": stored.event.id,
+        "at": exactly(stored.event.created_at_ms),
+        "type": stored.event.type,
+        "state": stored.state,
+        "why": stored.why,
+        "account": stored.account_id,
+        "customer": facts.get("customer"),
+        "waits_for": stored.waits_for,
+        "livemode": stored.event.livemode,
+        "received_at": exactly(stored.received_at_ms),
+        "facts": facts,
+    }
+
+
+def taken_view(taken: Taken) -> View:
+    return {"id": taken.id, "state": taken.state, "why": taken.why, "resumed": list(taken.resumed)}
+
+
+def difference_view(found: Differs) -> View:
+    return {
+        "what": found.what,
+        "id": found.id,
+        "stripe": found.stripe,
+        "ours": found.ours,
+        "healed": found.healed,
+        "why": found.why,
     }

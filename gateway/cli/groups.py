@@ -14,7 +14,7 @@ RUNNING, WHO, MONEY, LOOKING = "Running", "Accounts", "Plans and money", "Lookin
 PANELS: Final = {
     RUNNING: "serve check-config migrate doctor upstream audit rebuild export",
     WHO: "accounts teams users keys budgets",
-    MONEY: "plans packages subscribe subscription grant adjust payments",
+    MONEY: "plans packages subscribe subscription grant adjust payments stripe",
     LOOKING: "balance usage transactions forecast explain insight alerts log",
 }
 ORDER: Final = " ".join(PANELS.values()).split()
@@ -53,6 +53,7 @@ subscription = group("An account's running subscription.")
 packages = group("What can be bought once.")
 payments = group("What was paid.")
 alerts = group("Who was told of what, and whether the channels work.")
+stripe = group("What Stripe told, and its books beside ours.")
 budgets = group("Ceilings of a team, a user or a key.")
 
 for name, each in (
@@ -66,6 +67,7 @@ for name, each in (
     ("packages", packages),
     ("payments", payments),
     ("alerts", alerts),
+    ("stripe", stripe),
 ):
     app.add_typer(each, name=name, rich_help_panel=panel_of(name))
 

@@ -285,6 +285,11 @@ class _Checks:
             elif stripe_price:
                 seen[stripe_price] = where
 
+        for name, plan in self._document.plans.items():
+            sold = plan.stripe_price or (plan.prepay is not None and plan.prepay.stripe_price)
+            if sold and plan.renews != "when_paid":
+                yield ("plans", name, "renews"), "when_paid, because its payments grant its periods", None
+
     def stripe(self) -> Iterator[Finding]:
         """Without its secrets the section is refused, unless both are named and left empty: then it is off."""
         stripe = self._document.stripe

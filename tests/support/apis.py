@@ -107,7 +107,8 @@ class Apis:
 def with_secrets(text: str) -> str:
     """A config of the tests with what these APIs need besides."""
     secrets = 'admin_token: "${TEST_ADMIN_TOKEN:-}", secret: "${TEST_SECRET}"'
-    return text.replace("server: {", f"server: {{{secrets}, ", 1) + f"\n{PACKAGES}\n"
+    sold = "" if "\npackages:" in text else f"\n{PACKAGES}\n"
+    return text.replace("server: {", f"server: {{{secrets}, ", 1) + sold
 
 
 @asynccontextmanager

@@ -375,10 +375,11 @@ def test_a_bad_value_is_told_with_line_path_expected_and_found(text: str, expect
             "20: packages.p.price: expected a price in jpy with no decimals, found '1.5'",
         ),
         (
-            pro("stripe_price: price_1") + "packages:\n"
+            pro("stripe_price: price_1, renews: when_paid") + "packages:\n"
             "  p: {label: P, price: 1, stripe_price: price_1, grants: [{wallet: tokens, amount: 1}]}\n",
             "20: packages.p.stripe_price: expected a price of its own (plans.pro has the same), found 'price_1'",
         ),
+        (pro("stripe_price: price_1"), "17: plans.pro.renews: expected when_paid, because its payments grant its"),
     ],
 )
 def test_what_one_section_says_about_another_is_checked(text: str, expected: str) -> None:

@@ -25,9 +25,12 @@ RETRIES: Final = 2
 
 @asynccontextmanager
 async def stripe_client(access: Access, *, within_s: float = TIMEOUT_S) -> AsyncIterator[Any]:
-    """The SDK's ``StripeClient``, for a few requests. Raises PaymentProviderUnavailable, PaymentProviderRefused."""
+    """The SDK's ``StripeClient`` for requests that take ``within_s`` together.
+
+    Raises PaymentProviderUnavailable, PaymentProviderRefused.
+    """
     stripe = import_module("stripe")
-    http = stripe.AIOHTTPClient(timeout=within_s)
+    http = stripe.AIOHTTPClient(timeout=min(within_s, TIMEOUT_S))
     client = stripe.StripeClient(
         access.secret_key, http_client=http, base_addresses={"api": access.url}, max_network_retries=RETRIES
     )
