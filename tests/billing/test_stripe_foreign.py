@@ -13,6 +13,7 @@ from gateway.billing.office import Office, office_at
 from gateway.billing.stripe.sync import Differs, Sync
 from tests.support import stores
 from tests.support.localstripe import POOR_IBAN, LocalStripe, localstripe
+from tests.support.processes import eventually
 from tests.support.stripe_apis import SECRET_KEY, WEBHOOK_SECRET, Paid, paid
 
 
@@ -40,12 +41,12 @@ def office(running: Paid) -> Office:
 
 async def told(running: Paid, *types: str) -> None:
     """Wait until its webhooks of these kinds came."""
-    async with asyncio.timeout(60):
-        while True:
-            page = await office(running).stripe.events()
-            if {each.event.type for each in page.items} >= set(types):
-                return
-            await asyncio.sleep(0.1)
+
+    async def came() -> bool:
+        page = await office(running).stripe.events()
+        return {each.event.type for each in page.items} >= set(types)
+
+    await eventually(came, what=f"webhooks {types}", within_s=60)
 
 
 async def synced(running: Paid, *, apply: bool = False) -> list[Differs]:

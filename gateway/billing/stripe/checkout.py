@@ -96,7 +96,7 @@ async def cancel_at_stripe(desk: Desk, account: Account, *, at_once: bool) -> bo
             answered = await service.cancel_async(known.id)
         else:
             answered = await service.update_async(known.id, {"cancel_at_period_end": True})
-    await _take(desk, access, plain(answered))
+    await _take(desk, access, known, plain(answered))
     return True
 
 
@@ -108,13 +108,13 @@ async def resume_at_stripe(desk: Desk, account: Account) -> bool:
     access = access_of(desk)
     async with stripe_client(access) as client:
         answered = await client.v1.subscriptions.update_async(known.id, {"cancel_at_period_end": False})
-    await _take(desk, access, plain(answered))
+    await _take(desk, access, known, plain(answered))
     return True
 
 
-async def _take(desk: Desk, access: Access, subscription: dict[str, Any]) -> None:
-    """What the API answered, as the event that it is."""
-    now_ms = int(time.time()) * 1000  # Stripe's clock has seconds, and stands beside our own
+async def _take(desk: Desk, access: Access, known: Known, subscription: dict[str, Any]) -> None:
+    """What the API answered, as the event that it is: newer than what was said before by a clock that has seconds."""
+    now_ms = max(int(time.time()) * 1000, known.seen_at_ms + 1)
     fact = agreement_of(subscription, made_ms=now_ms)
     event = Event(f"api_{new_id()}", "customer.subscription.updated", bool(subscription.get("livemode")), now_ms, fact)
     await StripeService(desk).take(event, access)
