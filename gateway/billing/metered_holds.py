@@ -26,7 +26,7 @@ from gateway.domain.plans import ByCard, Feature, Fixed
 from gateway.domain.services import Measure
 from gateway.domain.units import Meter
 from gateway.domain.usage import Basis, Usage
-from gateway.errors import BadRequest, HoldBusy, HoldEnded, NotFound
+from gateway.errors import BadRequest, HoldBusy, HoldEnded, NotFound, RequestError
 from gateway.quota import kept
 from gateway.quota.metered import Metered
 from gateway.quota.refusals import Situation
@@ -36,6 +36,7 @@ from gateway.store.usage import UsageRecord
 
 ATTEMPTS: Final = 5  # others may extend the same hold between two of our steps
 TTL_MAX_S: Final = 24 * 3600
+CHARGE_MAX: Final = 2**47  # steps: what a slip of the pen settles must not outgrow what a wallet can count
 SETTLED: Final = "settled"
 RELEASED: Final = "released"
 
@@ -206,6 +207,8 @@ class MeteredHolds:
             charged, basis, usage = kept.held(kept.read(row)), Basis.HOLD, measure.usage
         else:
             charged, basis, usage = priced.cost, Basis.PROVIDER, measure.usage
+            if charged > CHARGE_MAX:
+                raise RequestError("quantity: what it would cost is out of range", param="quantity")
         charge = kept.settled(
             row,
             charged=charged,

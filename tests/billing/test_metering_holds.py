@@ -159,6 +159,30 @@ async def test_a_hold_ends_once_and_the_same_end_again_is_answered_as_then(shop:
     await adds_up(shop, account)
 
 
+@pytest.mark.parametrize(
+    ("verb", "body", "code", "param"),
+    [
+        ("settle", {"quantity": "1000000000000"}, "invalid_request", "quantity"),
+        ("settle", {"quantity": "1 minute"}, "invalid_request", "quantity"),
+        ("settle", {"amount": "1"}, "invalid_request", "amount"),
+        ("settle", {"ttl": 5}, "unknown_field", "ttl"),
+        ("extend", {"quantity": -1}, "invalid_request", "quantity"),
+        ("extend", {"ttl": 0}, "invalid_parameter", "ttl"),
+        ("extend", {"ttl": "2d"}, "invalid_parameter", "ttl"),
+        ("extend", {"ttl": "soon"}, "invalid_parameter", "ttl"),
+        ("release", {"quantity": 1}, "unknown_field", "quantity"),
+    ],
+)
+async def test_what_cannot_be_said_of_a_hold_changes_nothing(
+    shop: Apis, verb: str, body: Any, code: str, param: str
+) -> None:
+    key, _ = await account_with(shop)
+    hold_id = await opened(shop, key, **CALL)
+    answer = await act(shop, key, hold_id, verb, **body)
+    assert (answer.status, answer.code, answer.param) == (400, code, param)
+    assert (await look(shop, key, hold_id))["state"] == "open"
+
+
 async def test_a_released_use_is_given_back_to_its_users_limit(shop: Apis) -> None:
     key, _ = await account_with(shop, "suite")
     holds = [await opened(shop, key, feature="import_leads", user="ada") for _ in range(5)]

@@ -9,6 +9,7 @@ import aiohttp
 import orjson
 import pytest
 
+from gateway.domain.periods import parse_period
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
 from gateway.store import members
 from tests.support.bills import STEPS, assert_settled_to, tokens_served, usage_rows
@@ -214,3 +215,26 @@ async def test_each_user_has_limits_of_his_own(models: LocalModels, valkey_url: 
             for name in ("ann", "ann", "ann", "bob", "bob", "bob")
         ]
         assert statuses == [200, 200, 429, 200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("meter", "feature", "status"),
+    [
+        ("uses", "general", 200),  # no card prices it: only its own features spend it
+        ("uses", "job", 429),
+        ("tokens", "job", 429),  # a card does: the call's tokens count, whichever wallet pays
+        ("tokens", "general", 429),
+    ],
+)
+async def test_e5_a_teams_budget_counts_what_is_spent_of_its_meter_and_nothing_else(
+    meter: str, feature: str, status: int, gateway: Local
+) -> None:
+    key, account = await gateway.account("pro")
+    worker = gateway.worker
+    members, now_ms = worker.store.members, worker.gateway.quota.clock.now_ms()
+    team = await members.create_team(account.id, "Night shift", now_ms=now_ms, external_id="night")
+    period = parse_period("30d")
+    await members.set_budget("team", team.id, meter=meter, amount=0, period=period, now_ms=now_ms)
+    answered, _ = await ask(gateway, CHAT, key, tollgate_team="night", tollgate_feature=feature)
+    assert answered == status
+    assert (await ask(gateway, CHAT, key, tollgate_feature=feature))[0] == 200
