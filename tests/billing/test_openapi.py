@@ -40,22 +40,31 @@ def fuzzable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzable]:
     folder = tmp_path_factory.mktemp("fuzz")
     env = {"TEST_ADMIN_TOKEN": ADMIN_TOKEN, "TEST_SECRET": SECRET}
     with served(folder, with_secrets(config_text(NO_MODELS)), env=env) as server:
-        account = asked(server, "accounts", {"name": "Fuzzed", "plan": "pro", "external_id": "fuzzed"})["id"]
+        own = asked(server, "accounts", {"name": "Customer", "plan": "pro", "external_id": "customer"})["id"]
+        key = asked(server, f"accounts/{own}/keys", {"name": "fuzzed"})
+        service = asked(server, "keys", {"name": "backend"})
+        account = asked(server, "accounts", {"name": "Operated", "plan": "pro", "external_id": "operated"})["id"]
         at = f"accounts/{account}"
-        key = asked(server, f"{at}/keys", {"name": "fuzzed"})
         spare = asked(server, f"{at}/keys", {"name": "spare"})
         team = asked(server, f"{at}/teams", {"name": "Crew", "external_id": "crew"})
         user = asked(server, f"{at}/users", {"name": "Ann", "external_id": "ann"})
         gift = asked(server, f"{at}/packages", {"package": "small"})
-        service = asked(server, "keys", {"name": "backend"})
         names = {
-            "account": [account, "fuzzed"],
+            "own": [own],
+            "account": [account, "operated"],
             "key": [spare["id"]],
             "team": [team["id"], "crew"],
             "user": [user["id"], "ann"],
+            "id": [user["id"], team["id"], spare["id"]],
             "payment": [gift["payment"]],
             "plan": ["pro", "trial"],
             "number": ["1", "2"],
+            "wallet": ["tokens", "uses"],
+            "meter": ["tokens"],
+            "package": ["small"],
+            "feature": ["job", "general"],
+            "featureUsed": ["job"],
+            "model": ["gpt-5"],
         }
         yield Fuzzable(server, {"owner": key["key"], "service": service["key"], "admin": ADMIN_TOKEN}, names)
 

@@ -1,52 +1,36 @@
-"""Loaded by schemathesis: real names in place of some invented ones, so that cases reach behind the first 404.
+"""Loaded by schemathesis: real names beside invented ones, so that cases reach behind the first 404.
 
-``TOLLGATE_FUZZ_NAMES``: a JSON object, a path parameter's name → the values that exist.
+``TOLLGATE_FUZZ_NAMES``: a JSON object, the name of a parameter or of a body's field → the values that exist.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from typing import Any
-from zlib import crc32
+from typing import Any, Final
 
 import schemathesis
 
-NAMES: dict[str, list[str]] = json.loads(os.environ["TOLLGATE_FUZZ_NAMES"])
-ACCOUNT = ("Tollgate-Account", "account", "organizationId")
-OFTEN = 4  # of five
+NAMES: Final[dict[str, list[str]]] = json.loads(os.environ["TOLLGATE_FUZZ_NAMES"])
 
 
-def _number(value: object) -> int:
-    """The same for the same value, so that a case can be repeated."""
-    return crc32(repr(value).encode("utf-8", "surrogatepass"))
-
-
-@schemathesis.hook
-def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
-    return {
-        name: NAMES[name][_number(value) % len(NAMES[name])]
-        if name in NAMES and _number(value) % 5 < OFTEN
-        else value
-        for name, value in (path_parameters or {}).items()
-    }
-
-
-def _own_account(parts: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Seldom another account than the key's: it would be refused before anything else is looked at."""
-    if not isinstance(parts, dict):
-        return parts
-    return {
-        name: NAMES["account"][0] if name in ACCOUNT and _number(value) % 5 < OFTEN else value
-        for name, value in parts.items()
-    }
+def _with_known(name: str, schema: Any) -> Any:
+    """One of those that exist, or anything that the document allows."""
+    return {"anyOf": [{"enum": NAMES[name]}, schema]} if name in NAMES else schema
 
 
 @schemathesis.hook
-def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] | None:
-    return _own_account(headers)
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
+    for methods in raw_schema["paths"].values():
+        for operation in methods.values():
+            for parameter in operation["parameters"]:
+                parameter["schema"] = _with_known(_spelled(parameter), parameter["schema"])
+    for schema in raw_schema["components"]["schemas"].values():
+        properties = schema.get("properties", {})
+        properties.update({name: _with_known(name, below) for name, below in properties.items()})
 
 
-@schemathesis.hook
-def map_query(context: Any, query: dict[str, Any] | None) -> dict[str, Any] | None:
-    return _own_account(query)
+def _spelled(parameter: dict[str, Any]) -> str:
+    """In a path ``account`` is what is operated on; in a query it is whom the key acts for."""
+    own = parameter["in"] != "path" and parameter["name"] in ("Tollgate-Account", "account", "organizationId")
+    return "own" if own else str(parameter["name"])
