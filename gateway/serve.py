@@ -121,7 +121,7 @@ def _nothing() -> None:
 def _adaptation(overrides: Overrides, is_demo: bool, stack: ExitStack) -> Adapt:
     """What the command line changes in every config that is loaded, now and at each reload."""
     if not is_demo:
-        return overrides.apply
+        return lambda config: _guarded(overrides.apply(config))
     models = simulator.spawn()
     stack.callback(models.stop)
     token = demonstration.random_admin_token()
@@ -130,6 +130,14 @@ def _adaptation(overrides: Overrides, is_demo: bool, stack: ExitStack) -> Adapt:
         return demonstration.with_admin_token(demonstration.simulated(overrides.apply(config), models.url), token)
 
     return adapt
+
+
+def _guarded(config: Config) -> Config:
+    """The config's own check, once more for the address that the command line gave. Raises ConfigError."""
+    settings = config.settings
+    if not settings.admin.loopback and not settings.admin_token:
+        raise ConfigError(["--admin: server.admin_token is needed, because this is not a loopback address"])
+    return config
 
 
 async def prepare(installation: Installation, *, is_demo: bool) -> dict[str, str]:

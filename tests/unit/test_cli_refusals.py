@@ -168,6 +168,13 @@ def test_a_config_that_is_missing_or_wrong_exits_78(cli: Cli, tmp_path: Path) ->
     assert gone.code == EX_CONFIG and gone.err.startswith(str(cli.config))
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0:0", "[::]:0", "192.0.2.7:9090"])
+def test_the_operators_listener_is_not_opened_to_others_without_a_token(address: str, cli: Cli) -> None:
+    """Also when the address comes from the command line: the config's own check has not seen it."""
+    refused = cli("serve", "--admin", address)
+    assert refused.code == EX_CONFIG and "server.admin_token is needed" in refused.err
+
+
 def test_a_data_folder_that_is_none_exits_78(cli: Cli) -> None:
     cli.data.write_text("a file")
     result = cli("accounts", "list")
