@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from gateway.billing.desk import Desk
-from gateway.billing.views import View, quantity, when
+from gateway.billing.views import View, exactly, quantity, when
 from gateway.domain import forecast
 from gateway.domain.accounts import Account
 from gateway.domain.forecast import Left, Pace
@@ -130,8 +130,8 @@ def month_until(now_ms: int, from_ms: int | None, to_ms: int | None) -> tuple[in
 def insight_view(found: Insight, catalog: Catalog) -> View:
     meters = catalog.meters
     return {
-        "from": when(found.from_ms),
-        "to": when(found.to_ms),
+        "from": exactly(found.from_ms),
+        "to": exactly(found.to_ms),
         "features": [
             {
                 "feature": each.feature,

@@ -21,8 +21,8 @@ from gateway.domain.accounts import Caller
 from gateway.domain.charges import ChargeRow
 from gateway.domain.plans import Catalog
 from gateway.domain.usage import Exact, Usage
-from gateway.errors import HoldBusy, QuotaUnavailable, StoreUnavailable
-from gateway.metrics import Metrics
+from gateway.errors import HoldBusy, QuotaUnavailable, Refusal, StoreUnavailable
+from gateway.metrics import OTHER, Metrics
 from gateway.quota import kept
 from gateway.quota.admission import Admission, Bill, bill_of
 from gateway.quota.refusals import Situation, refusal
@@ -57,7 +57,7 @@ class Metered:
         """Take and charge in one go. With a ``hold_id`` of the caller's the charge is in SQL when this answers.
 
         Raises as ``Quota.admit``; StoreUnavailable: perhaps charged, repeat it with the same ``hold_id``."""
-        admission = await self._quota.admit(ask)
+        admission = await self._admit(ask)
         now_ms = self._quota.clock.now_ms()
         bill = bill_of(admission, Exact(usage), status=200, end="complete", upstream=None, now_ms=now_ms)
         if ask.hold_id:
@@ -66,6 +66,19 @@ class Metered:
             await self._quota.end(admission, bill)
         self.count(bill.row, admission.catalog)
         return admission, bill
+
+    async def _admit(self, ask: Ask) -> Admission:
+        """As ``Quota.admit``, and whoever is refused is counted."""
+        try:
+            return await self._quota.admit(ask)
+        except Refusal as error:
+            account = ask.caller.account
+            plan = account.subscription.plan if account is not None else OTHER
+            scope = error.detail.scope if error.detail is not None and error.detail.scope else "account"
+            self._metrics.denials.add((error.code, scope), 1)
+            uses = (ask.work.feature.name, plan if plan in ask.catalog.plans else OTHER, "refused")
+            self._metrics.feature_uses.add(uses, 1)
+            raise
 
     async def _decide(self, admission: Admission, bill: Bill) -> None:
         hold = self._quota.holds.remove(admission.hold)
@@ -86,7 +99,7 @@ class Metered:
         """Take a hold and keep it, with what it is for. Its work may begin: from now on its lapse charges.
 
         Raises as ``Quota.admit``; StoreUnavailable, QuotaUnavailable: nothing is held, or will not be for long."""
-        admission = await self._quota.admit(ask)
+        admission = await self._admit(ask)
         hold = replace(self._quota.holds.remove(admission.hold), first_byte=True)
         row = HoldRow(
             id=hold.hold_id,

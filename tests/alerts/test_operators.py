@@ -19,6 +19,7 @@ from gateway.store.store import Store
 from tests.support import catalogs, receivers, stores
 from tests.support.apis import Apis, apis
 from tests.support.commands import CONFIG, Cli, installation
+from tests.support.scrape import scrape
 from tests.support.stores import DAY_MS, NOW_MS, Clock, Place, charge
 
 CATALOG = catalogs.catalog(
@@ -188,6 +189,19 @@ async def test_operators_see_it_by_http_and_by_command(running: Apis) -> None:
         ("Acme", "uses", "82", "9")
     ]
     assert (await running.admin("GET", "/admin/v1/insight?account=nobody")).status == 404
+
+
+async def test_refused_work_outside_the_proxy_is_counted_and_told_like_a_call(running: Apis) -> None:
+    key, account = await running.gateway.account("pro")
+    body = {"feature": "job", "quantity": 51}
+    for _ in range(2):
+        assert (await running.call("POST", "/api/v1/usage", key=key, json=body)).status == 429
+    await running.gateway.settled()
+    page = await scrape(running.gateway)
+    assert page.sum("tollgate_denials_total", scope="account") == 2
+    assert page.series("tollgate_feature_uses_total") == {("job", "refused", "pro"): 2}
+    (news,) = await running.gateway.worker.store.alerts.since(0, account_id=account.id)
+    assert (news.is_news, news.detail["feature"], news.detail["wallet"]) == (True, "job", "uses")
 
 
 def test_the_command_says_so_when_there_is_nothing_to_see(cli: Cli) -> None:
