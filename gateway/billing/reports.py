@@ -84,7 +84,8 @@ class ReportService:
         account = await desk.account(account_ref)
         wallets = tuple(desk.catalog().meters)
         view = await desk.states.view(account.id, wallets)
-        account = await desk.account(account.id)
+        if view.rev != account.rev:  # turned just now
+            account = await desk.account(account.id)
         all_grants = await desk.store.grants.list(account.id)
         known = {grant.number: grant for grant in all_grants}
         plan = desk.catalog().plans.get(account.subscription.plan)

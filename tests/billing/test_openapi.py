@@ -21,7 +21,7 @@ import schemathesis
 from gateway.billing.http import openapi, tables
 from gateway.billing.http.route import Route
 from tests.support import api_docs
-from tests.support.apis import ADMIN_TOKEN, NO_MODELS, SECRET, with_secrets
+from tests.support.apis import ADMIN_TOKEN, NO_MODELS, PACKAGES, SECRET, with_secrets
 from tests.support.fuzz import fuzz
 from tests.support.gateways import Served, config_text, served
 
@@ -39,7 +39,7 @@ class Fuzzable:
 def fuzzable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzzable]:
     folder = tmp_path_factory.mktemp("fuzz")
     env = {"TEST_ADMIN_TOKEN": ADMIN_TOKEN, "TEST_SECRET": SECRET}
-    with served(folder, with_secrets(config_text(NO_MODELS)), env=env) as server:
+    with served(folder, with_secrets(f"{config_text(NO_MODELS)}\n{PACKAGES}\n"), env=env) as server:
         own = asked(server, "accounts", {"name": "Customer", "plan": "pro", "external_id": "customer"})["id"]
         key = asked(server, f"accounts/{own}/keys", {"name": "fuzzed"})
         service = asked(server, "keys", {"name": "backend"})

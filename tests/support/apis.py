@@ -105,10 +105,9 @@ class Apis:
 
 
 def with_secrets(text: str) -> str:
-    """A config of the tests with what these APIs need besides."""
+    """A config with its secrets from the environment."""
     secrets = 'admin_token: "${TEST_ADMIN_TOKEN:-}", secret: "${TEST_SECRET}"'
-    sold = "" if "\npackages:" in text else f"\n{PACKAGES}\n"
-    return text.replace("server: {", f"server: {{{secrets}, ", 1) + sold
+    return text.replace("server: {", f"server: {{{secrets}, ", 1)
 
 
 @asynccontextmanager
@@ -117,7 +116,10 @@ async def apis(
 ) -> AsyncIterator[Apis]:
     """``changes`` as ``config_text`` (database, plans, …), or ``text``: a whole config."""
     os.environ.update(TEST_ADMIN_TOKEN=token, TEST_SECRET=SECRET)
-    text = changes.pop("text", None) or config_text(models_url, port=free_port(), admin=free_port(), **changes)
+    text = changes.pop("text", None)
+    if text is None:
+        text = config_text(models_url, port=free_port(), admin=free_port(), **changes)
+        text += "" if "\npackages:" in text else f"\n{PACKAGES}\n"
     text = with_secrets(text)
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(local(models_url, redis_url, folder, text=text))
