@@ -59,6 +59,8 @@ class AheadStore(Protocol):
 
     async def due_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
 
+    async def over(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
+
     async def begun_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
 
     async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None: ...
@@ -186,9 +188,11 @@ class Reaper:
             await self._willing(account_id, self._turner.turn(account_id, now_ms))
 
     async def _grant_ahead(self) -> None:
-        """The next period's grants, up to a day early: a turn then survives an outage of the database, and is made up
-        for when it is there."""
+        """Ends that nobody has noticed. And the next period's grants, up to a day early: a turn then survives an outage
+        of the database, and is made up for when it is there."""
         now_ms = self._now_ms()
+        for account_id in await self._periods.over(now_ms=now_ms):
+            await self._willing(account_id, self._turner.turn(account_id, now_ms))
         for account_id in await self._periods.due_ahead(now_ms=now_ms):
             await self._willing(account_id, self._ahead(account_id, now_ms))
 

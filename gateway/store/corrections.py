@@ -39,8 +39,8 @@ class Corrections:
     async def set_used(
         self, account_id: str, *, wallet: str, used: int, now_ms: int, reason: str = "", actor: str = "system"
     ) -> Account:
-        """Make ``used`` steps the used amount of what the plan granted for the running period. A charge that is still on
-        its way here is added to it.
+        """Make ``used`` steps the used amount of what the plan granted for the running period. A charge that is still
+        on its way here is added to it.
 
         Raises AccountNotFound, BadRequest (more than was granted, or nothing was), StoreUnavailable.
         """

@@ -251,6 +251,36 @@ class Subscriptions:
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())
 
+    async def over(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
+        """Accounts whose period is over and nobody has noticed, as far as somebody must: what ends, changes or waits
+        for a payment is shown and told so, and overage that was used is due. What renews by itself waits for a call."""
+        catalog = self._catalog()
+        by_itself = [plan.name for plan in catalog.plans.values() if plan.renews == "by_itself"]
+        billed = [plan.name for plan in catalog.plans.values() if plan.overage]
+        here = subscriptions.c
+        waits = and_(here.status == SubscriptionStatus.PAST_DUE.value, here.paid_until_ms <= here.period_ends_at_ms)
+        leaves = or_(here.cancel_at_period_end == 1, here.next_plan.is_not(None))
+        query = (
+            select(here.account_id)
+            .join(accounts, accounts.c.id == here.account_id)
+            .where(
+                here.ended_at_ms == 0,
+                here.granted_until_ms <= now_ms,
+                here.period_ends_at_ms > 0,
+                here.status.in_([status.value for status in SubscriptionStatus if status.usable]),
+                or_(~waits, leaves, here.period_ends_at_ms <= now_ms - catalog.grace_ms),
+                or_(
+                    here.plan.not_in(by_itself),
+                    leaves,
+                    and_(here.plan.in_(billed), accounts.c.charged_at_ms >= here.period_starts_at_ms),
+                ),
+            )
+            .order_by(here.granted_until_ms)
+            .limit(limit)
+        )
+        async with self._database.read() as connection:
+            return tuple((await connection.execute(query)).scalars())
+
     async def _notice(self, account_id: str, now_ms: int) -> None:
         """What is due at this instant is done first, whether or not somebody noticed it."""
         async with self._database.read() as connection:

@@ -81,6 +81,18 @@ async def test_leaving_a_plan_makes_its_overage_due(store: Store) -> None:
     assert [row["amount"] for row in await _rows(store, payments, account)] == [50]
 
 
+async def test_overage_is_due_though_nobody_calls_again(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="over")
+    idle = await store.accounts.create("Idle", now_ms=NOW_MS, plan="over")
+    await store.writer.commit([charge(account, (2, 100))])
+    assert await store.subscriptions.over(now_ms=TURN_MS - 1) == ()
+    assert await store.subscriptions.over(now_ms=TURN_MS) == (account.id,)
+    await store.subscriptions.turn(account.id, now_ms=TURN_MS)
+    assert await store.subscriptions.over(now_ms=TURN_MS) == ()
+    assert await store.subscriptions.over(now_ms=TURN_MS + 9 * MONTH_MS) == ()  # the next one was not used
+    assert await _rows(store, payments, idle) == []
+
+
 async def test_unused_overage_costs_nothing(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="over")
     await store.writer.commit([charge(account, (1, 900))])

@@ -185,3 +185,18 @@ async def test_the_audit_log_says_what_a_move_changed(store: Store) -> None:
     assert (line.actor, line.action) == ("support", "cancel")
     assert line.detail["before"] == {"cancel_at_period_end": 0}
     assert line.detail["after"] == {"cancel_at_period_end": 1}
+
+
+async def test_ends_are_found_though_nobody_calls(store: Store) -> None:
+    end_ms = NOW_MS + MONTH_MS
+    unpaid = await store.accounts.create("Unpaid", now_ms=NOW_MS, plan="paid")
+    await store.accounts.create("Free", now_ms=NOW_MS, plan="free")
+    ends = await store.accounts.create("Ends", now_ms=NOW_MS, plan="bought")
+    assert await store.subscriptions.over(now_ms=end_ms - 1) == ()
+    assert set(await store.subscriptions.over(now_ms=end_ms)) == {unpaid.id, ends.id}
+    outcomes = [(await store.subscriptions.turn(each.id, now_ms=end_ms)).outcome for each in (unpaid, ends)]
+    assert outcomes == ["past_due", "fallback"]
+    assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS - 1) == ()
+    assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS) == (unpaid.id,)
+    assert (await store.subscriptions.turn(unpaid.id, now_ms=end_ms + GRACE_MS)).outcome == "fallback"
+    assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS) == ()
