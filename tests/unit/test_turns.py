@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.accounts import Subscription, SubscriptionStatus
-from gateway.domain.periods import Period
+from gateway.domain.periods import Period, bounds
 from gateway.domain.plans import Catalog, Plan, is_trial
 from gateway.domain.turns import (
+    Changed,
     Ended,
     Fallback,
     NextPeriod,
@@ -21,10 +22,14 @@ from gateway.domain.turns import (
     Stay,
     begin,
     decide,
+    end_now,
+    goes_on,
     inactive_reason,
+    pay,
     refills_at_ms,
     turn_at_ms,
 )
+from gateway.errors import BadRequest
 from tests.support.catalogs import DAY_MS, catalog, plan, trial
 
 T0 = 1_760_000_000_000
@@ -193,3 +198,109 @@ def test_only_a_plan_that_goes_on_has_a_next_allowance_to_wait_for() -> None:
     assert refills_at_ms(CATALOG, replace(pro, cancel_at_period_end=True)) == 0
     assert refills_at_ms(CATALOG, replace(pro, status=SubscriptionStatus.EXPIRED)) == 0
     assert refills_at_ms(catalog(trial()), pro) == 0
+
+
+PAID = plan("paid", renews="when_paid", price=Decimal(9), ends="free", period=Period("month"))
+SHOP = catalog(plan("free", period=Period("once")), PAID, PRO, grace_ms=5 * DAY_MS)
+
+
+@given(st.integers(1, 24), st.integers(0, 3_000))
+def test_what_is_paid_is_granted_once_per_period_and_then_waits(periods: int, step_hours: int) -> None:
+    """Noticed at every turn, or now and then: no period twice, none beyond what is paid."""
+    subscription, grants = begin(SHOP, PAID, subscription_id="s1", now_ms=T0, periods=periods)
+    keys, now = {grant.key for grant in grants}, T0
+    while now < subscription.paid_until_ms:
+        now = min(now + (step_hours + 1) * 3_600_000, subscription.paid_until_ms)
+        decision = decide(SHOP, subscription, now)
+        if isinstance(decision, NextPeriod):
+            assert not keys & {grant.key for grant in decision.grants}
+            keys |= {grant.key for grant in decision.grants}
+            subscription = decision.subscription
+            assert subscription.period_starts_at_ms <= now < subscription.period_ends_at_ms
+    assert len(keys) <= periods
+    assert isinstance(decide(SHOP, subscription, subscription.paid_until_ms), PastDue)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6))
+def test_payments_add_up_whenever_they_come(payments: list[int]) -> None:
+    at_once = pay(PAID, started(PAID, SHOP), periods=sum(payments))
+    one_by_one = started(PAID, SHOP)
+    for periods in payments:
+        one_by_one = pay(PAID, one_by_one, periods=periods)
+    assert one_by_one == at_once
+
+
+def test_a_payment_after_the_period_ends_past_due() -> None:
+    due = decide(SHOP, started(PAID, SHOP), started(PAID, SHOP).period_ends_at_ms)
+    assert isinstance(due, PastDue)
+    paid = pay(PAID, due.subscription, periods=1)
+    assert paid.status is SubscriptionStatus.ACTIVE
+    decision = decide(SHOP, paid, due.subscription.period_ends_at_ms + DAY_MS)
+    assert isinstance(decision, NextPeriod)
+    assert decision.subscription.period_starts_at_ms == due.subscription.period_ends_at_ms
+
+
+def test_what_never_ends_cannot_be_paid_further() -> None:
+    free = SHOP.plans["free"]
+    with pytest.raises(BadRequest):
+        pay(free, started(free, SHOP), periods=1)
+
+
+@pytest.mark.parametrize(("off_days", "expected"), [(1, 1), (-1, -1), (0, 0), (200, 0)])
+def test_a_payments_own_end_counts_where_it_is_near(off_days: int, expected: int) -> None:
+    running = started(PRO, SHOP)
+    until = running.period_ends_at_ms + MONTH_MS + off_days * DAY_MS
+    decision = decide(SHOP, pay(PRO, running, periods=1, until_ms=until), running.period_ends_at_ms)
+    assert isinstance(decision, NextPeriod)
+    ends = decision.subscription.period_ends_at_ms
+    assert ends == running.period_ends_at_ms + MONTH_MS + expected * DAY_MS
+
+
+def test_a_chosen_plan_begins_where_the_old_one_ends() -> None:
+    leaving = started(PRO, SHOP, next_plan="free")
+    assert refills_at_ms(SHOP, leaving) == 0 and not goes_on(PRO, leaving)
+    decision = decide(SHOP, leaving, leaving.period_ends_at_ms + 3 * DAY_MS)
+    assert isinstance(decision, Changed)
+    assert (decision.subscription.plan, decision.subscription.next_plan) == ("free", None)
+    assert decision.subscription.period_starts_at_ms == leaving.period_ends_at_ms
+
+
+def test_a_chosen_plan_that_is_paid_waits_for_its_payment_and_then_ends() -> None:
+    leaving = started(PRO, SHOP, next_plan="paid")
+    end = leaving.period_ends_at_ms
+    decision = decide(SHOP, leaving, end + DAY_MS)
+    assert isinstance(decision, Changed) and decision.grants == ()
+    assert decision.subscription.status is SubscriptionStatus.PAST_DUE
+    assert decide(SHOP, decision.subscription, end + 5 * DAY_MS - 1) == Stay()
+    late = decide(SHOP, leaving, end + 5 * DAY_MS)
+    assert isinstance(late, Fallback) and late.subscription.plan == "free"
+    paid = decide(SHOP, pay(PAID, decision.subscription, periods=1), end + 2 * DAY_MS)
+    assert isinstance(paid, NextPeriod) and paid.subscription.period_starts_at_ms == end
+
+
+def test_a_chosen_plan_that_the_config_lost_is_not_waited_for() -> None:
+    assert isinstance(decide(SHOP, started(PRO, SHOP, next_plan="gone"), T0 + MONTH_MS), NextPeriod)
+
+
+def test_ending_now_falls_back_from_now_on_whatever_was_paid() -> None:
+    paid = pay(PAID, started(PAID, SHOP), periods=11)
+    ended = end_now(SHOP, paid, T0 + DAY_MS)
+    assert isinstance(ended, Fallback)
+    assert (ended.subscription.plan, ended.subscription.period_starts_at_ms) == ("free", T0 + DAY_MS)
+    assert isinstance(end_now(catalog(PRO), started(PRO), T0 + DAY_MS), Ended)
+    gone = end_now(catalog(plan("other")), started(PRO), T0 + DAY_MS)
+    assert gone.subscription.status is SubscriptionStatus.CANCELLED
+
+
+def test_a_cancellation_needs_no_grace() -> None:
+    failed = started(PAID, SHOP, status=SubscriptionStatus.PAST_DUE, cancel_at_period_end=True)
+    assert isinstance(decide(SHOP, failed, failed.period_ends_at_ms), Fallback)
+
+
+@given(st.integers(-800, 800), st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kolkata", "UTC"]))
+def test_months_that_are_paid_end_where_the_calendar_says(day: int, zone: str) -> None:
+    """Across clock changes and short months, the twelfth month ends where a year does."""
+    monthly = plan("paid", renews="when_paid", period=Period("month"), time_zone=zone)
+    subscription, _ = begin(catalog(monthly), monthly, subscription_id="s1", now_ms=T0 + day * DAY_MS, periods=12)
+    year = bounds(Period("year"), T0 + day * DAY_MS, T0 + day * DAY_MS, zone)
+    assert subscription.paid_until_ms == year[1]
