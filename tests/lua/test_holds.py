@@ -371,3 +371,24 @@ async def test_one_worker_leads_as_long_as_it_asks(lab: Lab) -> None:
     assert not await lab.engine.lead("reaper", "two", 60_000)
     assert await lab.engine.lead("reaper", "one", 60_000)
     assert await lab.engine.lead("other", "two", 60_000)
+
+
+# --- what is open --------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_open_is_told_with_what_it_took(lab: Lab) -> None:
+    """For operators, in pieces: more of them than one look of the server brings."""
+    await lab.ready(50, 10_000)
+    first = await lab.hold(together(wallet(60), budget(60, 100)))
+    told = {hold.hold_id: hold for hold in await lab.engine.open_holds(ACCOUNT)}
+    assert told[first.hold_id].takes == ((1, 50), (2, 10)) and not told[first.hold_id].first_byte
+    more = [await lab.hold(wallet(1)) for _ in range(600)]
+    told = {hold.hold_id: hold for hold in await lab.engine.open_holds(ACCOUNT)}
+    assert set(told) == {first.hold_id, *(hold.hold_id for hold in more)}
+    assert await lab.engine.release_id(ACCOUNT, first.hold_id)
+    assert not await lab.engine.release_id(ACCOUNT, first.hold_id)
+    assert first.hold_id not in {hold.hold_id for hold in await lab.engine.open_holds(ACCOUNT)}
+
+
+async def test_an_account_that_redis_does_not_know_has_nothing_open(lab: Lab) -> None:
+    assert await lab.engine.open_holds("nobody") == ()
