@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from sqlalchemy import Row, Text, and_, cast, delete, exists, func, literal, literal_column, select, update
@@ -110,10 +111,11 @@ class Alerts:
 
     async def raise_all(self, new: Sequence[NewAlert]) -> None:
         """Those that are not there yet, in one transaction. Raises StoreUnavailable."""
-        if new:
+        rows = sorted((_values(each) for each in new), key=itemgetter("account_id"))  # callers meet in one order
+        if rows:
             statement = inserting(self._database.dialect, alerts).on_conflict_do_nothing()
             async with self._database.write() as connection:
-                await connection.execute(statement, [_values(each) for each in new])
+                await connection.execute(statement, rows)
 
     async def list(
         self,
@@ -158,7 +160,11 @@ class Alerts:
         """Accounts whose trial has ended, and nobody has turned it. Raises StoreUnavailable."""
         query = (
             select(subscriptions.c.account_id)
-            .where(*_TRIALING, subscriptions.c.trial_ends_at_ms <= now_ms)
+            .where(
+                *_TRIALING,
+                subscriptions.c.trial_ends_at_ms <= now_ms,
+                subscriptions.c.period_ends_at_ms <= now_ms,
+            )
             .order_by(subscriptions.c.trial_ends_at_ms)
             .limit(limit)
         )
