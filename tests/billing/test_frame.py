@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from pydantic import Field
 
 from gateway.billing.http.frame import Frame, errors_as_json
-from gateway.billing.http.models import Amount, Instant, Name, NoQuery, Strict, TimesQuery
+from gateway.billing.http.models import Amount, ErrorBody, Instant, Name, NoQuery, Strict, TimesQuery
 from gateway.billing.http.route import Answer, Call, Raw, Route, Who, number
 from gateway.domain.accounts import AccountStatus
 from gateway.errors import InsufficientTokens, RefusalDetail
@@ -298,3 +298,10 @@ async def test_plans_are_shown_to_a_key(running: Apis) -> None:
     answer = await running.get("/api/billing/plans", key=await running.gateway.key("trial"))
     shown = {plan["name"]: plan["price"] for plan in answer.json()["items"]}
     assert answer.status == 200 and shown["pro"] == "30"
+
+
+async def test_what_is_no_http_is_answered_in_a_shape_that_the_document_knows(one: Apis) -> None:
+    """A request line longer than the parser takes never reaches a route."""
+    for url in (one.gateway.url, one.admin_url):
+        answer = await one.ask("GET", f"{url}/openapi.json?cursor={'x' * 9_000}")
+        assert answer.status == 400 and ErrorBody.model_validate_json(answer.body).error.code == "invalid_request"

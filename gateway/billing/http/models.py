@@ -143,6 +143,9 @@ class Refused(Strict):
 
 
 class Problem(Strict):
+    """``type`` only stands in answers to what is no valid HTTP (a request line of 9 KB): no route has seen those."""
+
+    type: str | None = None
     code: str
     message: str
     param: str | None = None
