@@ -77,8 +77,7 @@ def paid_until_ms(plan: Plan, paid: Sequence[Payment]) -> int:
 
 def is_newer(latest: Payment, now: Subscription) -> bool:
     """Whether the payment is for something that the subscription is not at yet."""
-    elsewhere = now.plan != latest.what or not now.status.usable
-    if elsewhere:
+    if now.plan != latest.what or now.period_ends_at_ms == now.period_starts_at_ms:  # elsewhere, or waiting to begin
         return latest.starts_at_ms >= now.period_starts_at_ms
     return latest.starts_at_ms > now.period_starts_at_ms
 

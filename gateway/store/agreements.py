@@ -101,8 +101,11 @@ async def _placed(
         elif moved != subscription:
             await move(connection, row, moved, keeps_ahead=True)
         return known
-    over = known.ended_at_ms > 0 or not is_newer(latest, subscription)
+    over = 0 < known.ended_at_ms <= latest.starts_at_ms or not is_newer(latest, subscription)
     if over if follows else await _overtaken(connection, row, known, latest):
+        if follows and subscription.plan == plan.name:  # it has ended, and still began with its first paid period
+            began = replace(subscription, anchor_at_ms=paid_of(payments)[0].starts_at_ms)
+            await move(connection, row, began, keeps_ahead=True)
         return known
     terms = row.terms if row.plan == plan.name else None
     fresh, _ = begin(catalog, plan, subscription_id=new_id(), now_ms=latest.starts_at_ms, terms=terms)
