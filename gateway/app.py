@@ -122,6 +122,7 @@ async def build(
         folder=installation.data,
         catalog=lambda: worker.installation.config.catalog,
         now_ms=clock.now_ms,
+        metrics=metrics,
     )
     stack.push_async_callback(store.close)
     plain = connect(redis_url, on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason))

@@ -43,8 +43,6 @@ def _count(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, out
         if amount:
             metrics.tokens.add((model, plan, kind), amount)
     meter = admission.catalog.meters[row.wallet]
-    units = row.charged / 10**meter.decimals
-    metrics.charged_units.add((row.wallet, plan, admission.plan.grant_source, row.basis.value), units)
     if row.overrun:
         metrics.overrun_units.add((row.wallet,), row.overrun / 10**meter.decimals)
     if row.held:

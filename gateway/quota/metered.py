@@ -190,12 +190,9 @@ class Metered:
 
     def count(self, row: ChargeRow, catalog: Catalog) -> None:
         """What dashboards want to know of a charge."""
-        metrics, meter, plan = self._metrics, catalog.meters.get(row.wallet), catalog.plans.get(row.plan)
+        metrics, meter = self._metrics, catalog.meters.get(row.wallet)
         metrics.feature_uses.add((row.feature, row.plan, row.end), 1)
-        if meter is not None and plan is not None:
-            units = row.charged / meter.scale
-            metrics.charged_units.add((row.wallet, row.plan, plan.grant_source, row.basis.value), units)
-            if row.overrun:
-                metrics.overrun_units.add((row.wallet,), row.overrun / meter.scale)
+        if meter is not None and row.overrun:
+            metrics.overrun_units.add((row.wallet,), row.overrun / meter.scale)
         if row.held:
             metrics.hold_ratio.observe((), row.charged / row.held)

@@ -48,6 +48,7 @@ class Grant:
     used: int
     starts_at_ms: int
     expires_at_ms: int
+    source: str
     added: int = 0
     charged_at_ms: int = 0  # end of the last call that the batch charged to it
 
@@ -122,6 +123,7 @@ class Batch:
         self._marks = marks or {}
         self.known: dict[str, list[Known]] = {}
         self.usage: list[dict[str, Any]] = []
+        self.charged: dict[tuple[str, str, str, str], int] = {}  # wallet, plan, grant's source, basis → steps
         self.rejects: list[dict[str, Any]] = []
 
     def has_grants(self, rows: Iterable[ChargeRow]) -> bool:
@@ -187,6 +189,8 @@ class Batch:
             grant.added += line.amount
             grant.charged_at_ms = max(grant.charged_at_ms, values["at_ms"])
             account.posted.append((grant.wallet, line.grant, line.amount))
+            labels = (grant.wallet, values["plan"], grant.source, values["basis"])
+            self.charged[labels] = self.charged.get(labels, 0) + line.amount
             other = "" if grant.wallet == values["wallet"] else f",{_dumps(grant.wallet)}"
             texts.append(f"[{line.grant},{line.amount},{grant.left}{other}]")
         for budget in budgets:

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import select
 
 from gateway.domain.plans import Catalog
+from gateway.metrics import Metrics
 from gateway.store.accounts import Accounts
 from gateway.store.alerts import Alerts
 from gateway.store.common import inserting, new_id, wall_clock_ms
@@ -84,10 +85,12 @@ def open_store(
     catalog: Callable[[], Catalog],
     now_ms: Callable[[], int] = wall_clock_ms,
     timeout_s: float | None = None,
+    metrics: Metrics | None = None,
 ) -> Store:
     """The store in ``storage.database`` (see ``database.open_database``); connects lazily, migrates nothing.
 
-    ``catalog`` gives the plans as configured at the moment of the call. Raises ConfigError for a bad URL.
+    ``catalog`` gives the plans as configured at the moment of the call; ``metrics`` are a server's. Raises ConfigError
+    for a bad URL.
     """
     database = open_database(url, folder=folder, timeout_s=timeout_s)
     accounts = Accounts(database, catalog)
@@ -108,7 +111,7 @@ def open_store(
         stripe=StripeEvents(database, catalog),
         state=State(database, subscriptions, now_ms=now_ms),
         sums=Sums(database),
-        writer=Writer(database, catalog, now_ms=now_ms),
+        writer=Writer(database, catalog, now_ms=now_ms, metrics=metrics),
         usage=UsageLog(database),
         ledger=Ledger(database),
         alerts=Alerts(database),

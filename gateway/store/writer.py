@@ -26,6 +26,7 @@ from gateway.domain.charges import ChargeRow, Committed, Unreadable
 from gateway.domain.ledger import charge_entries
 from gateway.domain.plans import Catalog
 from gateway.errors import Conflict, StoreUnavailable
+from gateway.metrics import OTHER, Metrics
 from gateway.store.alerts import NewAlert, alert_texts
 from gateway.store.booking import TIME_MAX_MS, Account, Batch, Grant, Known
 from gateway.store.common import among, inserting, storable, wall_clock_ms
@@ -43,11 +44,17 @@ class Writer:
     """Commits charges."""
 
     def __init__(
-        self, database: Database, catalog: Callable[[], Catalog], *, now_ms: Callable[[], int] = wall_clock_ms
+        self,
+        database: Database,
+        catalog: Callable[[], Catalog],
+        *,
+        now_ms: Callable[[], int] = wall_clock_ms,
+        metrics: Metrics | None = None,
     ) -> None:
         self._database = database
         self._catalog = catalog
         self._now_ms = now_ms
+        self._metrics = metrics  # of the server that this runs in
         self._sql = _Statements.of(database.dialect)
 
     async def commit(self, rows: Sequence[ChargeRow]) -> list[Committed]:
@@ -59,10 +66,22 @@ class Writer:
             return []
         assert len(rows) <= BATCH_MAX, "commit in batches"
         try:
-            answers = await self._database.run(self._booking(rows, self._now_ms()))
+            batch, answers = await self._database.run(self._booking(rows, self._now_ms()))
         except Conflict as error:  # the same hold under two accounts in the same moment: repeated, one finds the other
             raise StoreUnavailable from error
+        self._count(batch)
         return [answer() for answer in answers]
+
+    def _count(self, batch: Batch) -> None:
+        """What was charged, by the source of the grants that paid. A counter only rises: what a batch takes back in all
+        under a label is not told."""
+        if self._metrics is None:
+            return
+        meters, plans = self._catalog().meters, self._catalog().plans
+        for (wallet, plan, source, basis), steps in batch.charged.items():
+            if steps > 0 and wallet in meters:
+                labels = (wallet, plan if plan in plans else OTHER, source, basis)
+                self._metrics.charged_units.add(labels, steps / meters[wallet].scale)
 
     async def set_aside(self, charges: Sequence[Unreadable]) -> list[Committed]:
         """Keep what cannot be read where the audit finds it, so that it does not wait for ever. The answers are as
@@ -81,12 +100,12 @@ class Writer:
             yield self._sql.reject, batch.rejects
         return answers
 
-    def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[list[Callable[[], Committed]]]:
+    def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[tuple[Batch, list[Callable[[], Committed]]]]:
         """The transaction: read what the batch needs to know, book, write what it adds."""
         batch = yield from self._read(rows)
         answers = [batch.book(row, now_ms) for row in rows]
         yield from self._write(batch, now_ms)
-        return answers
+        return batch, answers
 
     def _read(self, rows: Sequence[ChargeRow]) -> Script[Batch]:
         """Lock the accounts, and read what is known of them and of the holds."""
@@ -200,7 +219,7 @@ class _Statements:
     def of(cls, dialect: Dialect) -> _Statements:
         g, use = grants.c, inserting(dialect, budget_uses)
         of_accounts = among(dialect, g.account_id, "ids")
-        columns = (g.account_id, g.number, g.wallet, g.amount, g.used, g.starts_at_ms, g.expires_at_ms)
+        columns = (g.account_id, g.number, g.wallet, g.amount, g.used, g.starts_at_ms, g.expires_at_ms, g.source)
         locked = (
             select(accounts.c.id, accounts.c.seq).where(among(dialect, accounts.c.id, "ids")).order_by(accounts.c.id)
         )
