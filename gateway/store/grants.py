@@ -19,7 +19,7 @@ from gateway.domain.accounts import GrantState
 from gateway.domain.grants import PRIORITY, NewGrant, burn_key, is_open
 from gateway.domain.ledger import Entry, Kind
 from gateway.domain.units import AMOUNT_MAX
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.store.common import changed, lock_account, new_id, record
 from gateway.store.database import Database
 from gateway.store.members import member, raise_budget
@@ -57,9 +57,9 @@ class Grants:
         actor: str = "system",
     ) -> GrantState:
         """Put an amount into a wallet; for a user, whose budget in this meter it raises. The same ``key`` again answers
-        the grant that is there and changes nothing.
+        the grant that is there and changes nothing; for another amount or wallet it is a conflict.
 
-        Raises AccountNotFound, NotFound (user), BadRequest (amount), StoreUnavailable.
+        Raises AccountNotFound, NotFound (user), BadRequest (amount), Conflict, StoreUnavailable.
         """
         _check_amount(amount)
         burns = PRIORITY.get(source, PRIORITY["gift"]) if priority is None else priority
@@ -86,7 +86,7 @@ class Grants:
                     detail |= {"user": user_id, "budget_raised": raised}
                 await record(connection, "grant", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
                 return made[0]
-            return await _by_key(connection, account_id, grant.key)
+            return await _same(connection, account_id, grant)
 
     async def adjust(
         self,
@@ -315,9 +315,24 @@ def entry_values(account_id: str, entries: Iterable[Entry], *, now_ms: int, reas
     ]  # fmt: skip
 
 
-async def _by_key(connection: AsyncConnection, account_id: str, key: str) -> GrantState:
-    found = await connection.execute(select(grants).where(grants.c.account_id == account_id, grants.c.key == key))
-    return grant_of(found.one())
+async def _same(connection: AsyncConnection, account_id: str, asked: NewGrant) -> GrantState:
+    """The grant that has the key already. Raises Conflict when it was not what is asked for now."""
+    found = await connection.execute(select(grants).where(grants.c.account_id == account_id, grants.c.key == asked.key))
+    there = grant_of(found.one())
+    given = (  # what is left of it may be withdrawn since
+        select(ledger.c.amount)
+        .where(
+            ledger.c.account_id == account_id,
+            ledger.c.grant_number == there.number,
+            ledger.c.kind == Kind.GRANTED.value,
+        )
+        .order_by(ledger.c.id)
+        .limit(1)
+    )
+    amount = (await connection.execute(given)).scalar_one()
+    if (there.wallet, there.source, amount) != (asked.wallet, asked.source, asked.amount):
+        raise Conflict("This key was used for another grant.", param="key")
+    return there
 
 
 async def _check_room(connection: AsyncConnection, account_id: str, wallet: str, at_ms: int) -> None:

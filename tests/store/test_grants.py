@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from gateway.domain.plans import Catalog
-from gateway.errors import BadRequest, NotFound
+from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.store.store import Store
 from tests.store.conftest import Place
 from tests.support import catalogs, stores
@@ -18,6 +19,18 @@ from tests.support.stores import DAY_MS, NOW_MS, charge
 async def _no_differences(store: Store) -> None:
     async for audited in store.ledger.audit():
         assert audited.differences == ()
+
+
+@pytest.mark.parametrize("other", [{"amount": 6}, {"wallet": "credits"}, {"source": "bonus"}])
+async def test_a_key_that_was_used_for_another_grant_is_a_conflict(store: Store, other: dict[str, object]) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    asked: dict[str, Any] = {"wallet": "tokens", "amount": 5, "now_ms": NOW_MS, "key": "k"}
+    made = await store.grants.add(account.id, **asked)
+    await store.grants.revoke(account.id, made.number, now_ms=NOW_MS)
+    assert (await store.grants.add(account.id, **asked)).number == made.number  # withdrawn since
+    with pytest.raises(Conflict):
+        await store.grants.add(account.id, **{**asked, **other})
+    await _no_differences(store)
 
 
 async def test_the_same_key_grants_once(store: Store) -> None:
