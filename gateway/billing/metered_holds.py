@@ -115,7 +115,7 @@ class MeteredHolds:
             terms = Terms.read(row.terms)
             if once is not None and once.seed in terms.keys:  # done, and nobody was told
                 await self._metered.renew(row)
-                return await self.get(account_id, hold_id)
+                return await self._still_open(row)
             lease_ms = row.hold["lease_ms"] if ttl_s is None else ttl_s * 1000
             extended = await self._extended(asker.caller, row, terms, more)
             if extended is None:
@@ -131,7 +131,7 @@ class MeteredHolds:
                 lease_ends_at_ms=expires_ms,
             )
             if await self._metered.keep(grown, version_before=row.version):
-                return await self.get(account_id, hold_id)
+                return await self._still_open(grown)
             row = await self._row(asker, hold_id)
         raise HoldBusy(retry_after_s=1)
 
@@ -189,6 +189,15 @@ class MeteredHolds:
             return await self._metered.grow(row, by_meter, caller, situation), longer
         except HoldBusy:
             return None
+
+    async def _still_open(self, row: HoldRow) -> Held:
+        """A hold that was just renewed. One that somebody ended meanwhile was brought back by that, and is freed
+        again. Raises HoldEnded, and as ``get``."""
+        held = await self.get(row.account_id, row.id)
+        if held.state in (SETTLED, RELEASED):
+            await self._metered.give_back(row)
+            raise HoldEnded
+        return held
 
     async def _healed(self, asker: Asker, row: HoldRow) -> HoldRow:
         """The row after Redis was told of it, or as somebody else has changed it meanwhile. Raises QuotaUnavailable,

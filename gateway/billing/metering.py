@@ -151,30 +151,35 @@ class MeteringService:
         """
         priced = self.priced(item)
         ask = await self.ask(asker, priced, item, priced.cost, minimum=priced.offer.minimum, lease_ms=LEASE_MS)
-        if dry:
-            return await self._told(priced, await self._metered.would(ask), dry=True)
-        if once is None:
-            admission, _ = await self._metered.use(ask, priced.measure.usage)
-            return await self._told(priced, admission, dry=False)
-        if once.again:
-            assert asker.caller.account is not None, "whoever asks, asks for an account"
-            done = await self._charged(asker.caller.account.id, once.id())
+        assert asker.caller.account is not None, "whoever asks, asks for an account"
+        account_id = asker.caller.account.id
+        if once is not None and once.again and not dry:
+            done = await self._charged(account_id, once.id())
             if done is not None:
                 return await self._found(priced, done)
-            await self._metered.forget(asker.caller.account.id, once.id())
-        admission, _ = await self._metered.use(replace(ask, hold_id=once.id()), priced.measure.usage)
-        return await self._told(priced, admission, dry=False)
+            await self._metered.forget(account_id, once.id())
+        ever = await self._used_ever(account_id, priced.offer.wallet)  # before the charge: behind it nothing may fail
+        if dry:
+            return self._told(priced, await self._metered.would(ask), ever, dry=True)
+        hold_id = "" if once is None else once.id()
+        admission, _ = await self._metered.use(replace(ask, hold_id=hold_id), priced.measure.usage)
+        return self._told(priced, admission, ever, dry=False)
 
     async def use_all(
         self, uses: Sequence[tuple[Asker, Item, bool]], *, once: Once | None = None
     ) -> list[Used | TollgateError]:
-        """Each (asker, item, whether dry) by itself, in order: what was used, or why not."""
+        """Each (asker, item, whether dry) by itself, in order: what was used, or why not.
+
+        Of an idempotent request an item that nobody could decide (5xx) is raised, so that its answer is not kept: the
+        repeat finds what was done, and does the rest."""
         results: list[Used | TollgateError] = []
         for index, (asker, item, dry) in enumerate(uses):
             own = None if once is None else Once(once.id(index), once.again)
             try:
                 results.append(await self.use(asker, item, dry=dry, once=own))
             except TollgateError as error:
+                if once is not None and error.status >= 500:
+                    raise
                 results.append(error)
         return results
 
@@ -214,12 +219,10 @@ class MeteringService:
         records = await self._desk.store.usage.of_hold(account_id, hold_id)
         return next((record for record in records if record.state == "settled"), None)
 
-    async def _told(self, priced: Priced, admission: Admission, *, dry: bool) -> Used:
-        """What an admitted use comes to."""
+    def _told(self, priced: Priced, admission: Admission, ever: int, *, dry: bool) -> Used:
+        """What an admitted use comes to. ``ever``: what was used of the wallet before it."""
         cost = priced.cost
         charged = 0 if dry or admission.shadowed is not None else cost
-        account_id = admission.hold.account
-        ever = await self._used_ever(account_id, priced.offer.wallet)
         return Used(
             id=admission.hold.hold_id,
             name=priced.offer.name,
@@ -228,7 +231,7 @@ class MeteringService:
             cost=cost,
             charged=charged,
             remaining=admission.remaining + admission.held - charged,
-            used_ever=ever,
+            used_ever=ever + charged,
             basis=Basis.PROVIDER,
             resets_at_ms=admission.resets_at_ms,
             warning=admission.warning(charged),

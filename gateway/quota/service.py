@@ -338,11 +338,15 @@ class Quota:
     async def _release_later(self, account_id: str, hold_id: str) -> None:
         """After the deadline the reserve can no longer happen: then a release of its id is the last word."""
         await asyncio.sleep(RESERVE_DEADLINE_MS / 1000)
-        await self._until_answered(lambda: self._engine.release_id(account_id, hold_id))
+        await self._free(account_id, hold_id)
 
     def discard(self, account_id: str, hold_id: str) -> None:
-        """Free a hold whose reserve was answered, but whose caller was not, behind the caller's back."""
-        self._spawn(self._release_later(account_id, hold_id))
+        """Free a hold whose reserve was answered, but whose caller was not, behind the caller's back: at once, for the
+        caller may come again with the same id."""
+        self._spawn(self._free(account_id, hold_id))
+
+    async def _free(self, account_id: str, hold_id: str) -> None:
+        await self._until_answered(lambda: self._engine.release_id(account_id, hold_id))
 
     async def end(self, admission: Admission, bill: Bill) -> None:
         """Settle or release. The charge is in memory before anything is awaited."""

@@ -11,7 +11,9 @@ import pytest
 
 from gateway.billing.office import office_at
 from gateway.domain.accounts import Account
+from gateway.quota.metered import Metered
 from gateway.quota.reaper import ROUND_TICKS
+from gateway.store.metering import HoldRow
 from tests.support import stores
 from tests.support.apis import Apis, Reply, apis
 from tests.support.calls import ANTHROPIC
@@ -318,6 +320,26 @@ async def test_extensions_at_once_each_take_their_own(shop: Apis) -> None:
     assert (await has(shop, account))[1] == 2000 + 2000 * len(done)
     await act(shop, key, hold_id, "settle", quantity=1)
     assert (await has(shop, account)) == (98_000, 0)
+    await adds_up(shop, account)
+
+
+async def test_a_hold_that_is_settled_while_it_is_extended_stays_settled(
+    shop: Apis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's renewal may be overtaken by its settle: nothing is held for it any more."""
+    key, account = await account_with(shop)
+    hold_id = await opened(shop, key, **CALL, quantity=1)
+    keep = Metered.keep
+
+    async def keep_later(self: Metered, row: HoldRow, *, version_before: int) -> bool:
+        assert (await act(shop, key, hold_id, "settle", quantity=1)).status == 200
+        return await keep(self, row, version_before=version_before)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Metered, "keep", keep_later)
+        assert (await act(shop, key, hold_id, "extend", ttl=3600)).code == "hold_ended"
+    assert (await has(shop, account)) == (98_000, 0)
+    assert (await look(shop, key, hold_id))["state"] == "settled"
     await adds_up(shop, account)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from gateway.domain.charges import ChargeRow
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.keeper import Keeper
+from gateway.store.grants import Grants
 from gateway.store.idempotency import Begun, Idempotency
 from tests.support import stores
 from tests.support.apis import Apis, apis
@@ -98,6 +100,41 @@ async def test_a_request_whose_worker_died_after_the_charge_is_found_by_its_repe
     assert held.json()["id"] == hold_id
     once = await shop.call("POST", extend, key=key, json={"quantity": 1}, headers={"Idempotency-Key": "k3"})
     assert once.json()["held"] == grown.json()["held"] == "12"
+    assert await charged(shop, account) == [("sms", "settled", 3500), ("sms", "settled", 500)]
+    await adds_up(shop, account)
+
+
+async def test_a_use_whose_answer_cannot_be_told_is_not_charged(shop: Apis, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, account = await account_with(shop)
+
+    async def away(*_: object) -> None:
+        raise StoreUnavailable
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Grants, "used", away)
+        assert (await use(shop, key, {"service": "sms"})).code == "store_unavailable"
+    assert await charged(shop, account) == []
+    assert (await use(shop, key, {"service": "sms"})).json()["creditInfo"]["totalTokensUsed"] == "0.5"
+    await adds_up(shop, account)
+
+
+async def test_of_a_list_that_could_not_be_finished_the_repeat_does_the_rest(
+    shop: Apis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, account = await account_with(shop)
+    scribe = shop.gateway.worker.gateway.quota.scribe
+    decide, body = scribe.decide, [{"service": "sms", "quantity": 7}, {"service": "sms"}]
+
+    async def decide_large(row: ChargeRow) -> None:
+        if row.charged < 1000:
+            raise StoreUnavailable
+        await decide(row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scribe, "decide", decide_large)
+        assert (await use(shop, key, body, idempotency_key="k1")).code == "store_unavailable"
+    again = await use(shop, key, body, idempotency_key="k1")
+    assert [item["charged"] for item in again.json()["items"]] == ["3.5", "0.5"]
     assert await charged(shop, account) == [("sms", "settled", 3500), ("sms", "settled", 500)]
     await adds_up(shop, account)
 
