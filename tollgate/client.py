@@ -131,6 +131,7 @@ class Client:
             found = answer.status, dict(answer.getheaders()), answer.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            self.close()  # those beside it are as old: the repeat must not meet one after the other
             raise wire.unreachable(error) from error
         with self._lock:
             if not answer.will_close and len(self._idle) < IDLE_CONNECTIONS_MAX:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable
@@ -202,6 +203,41 @@ async def test_a_request_is_repeated_only_where_told_and_is_then_the_same(
             await client.use(service="sms")
     assert len(scripted.keys) == asked
     assert len(set(scripted.keys)) == 1
+
+
+async def test_connections_that_the_server_closed_cost_one_repeat_however_many_there_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many = 5
+    together, lines, pauses = asyncio.Barrier(many), list[asyncio.StreamWriter](), list[float]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        lines.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            if len(lines) <= many:
+                await together.wait()
+            writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 2\r\n\r\n{}")
+            await writer.drain()
+
+    async def look(client: Client) -> None:
+        with pytest.raises(InvalidRequest):
+            await asyncio.to_thread(client.look, "none")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = Client(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "tg_key")
+    async with server:
+        await asyncio.gather(*(look(client) for _ in range(many)))
+        for line in lines:
+            line.close()
+            await line.wait_closed()
+        monkeypatch.setattr("tollgate.client.time.sleep", pauses.append)
+        await look(client)
+        client.close()
+        for line in lines:
+            line.close()
+    assert len(pauses) == 1
+    assert len(lines) == many + 1
 
 
 async def test_an_amount_is_never_a_float(made: Made) -> None:
