@@ -25,8 +25,14 @@ from gateway.config.model import Config
 from gateway.errors import ConfigError
 
 # What the processes were started with: sockets, processes, connections, and the secret that keys are hashed with.
-RESTART_FIELDS: Final = ("listen", "admin", "workers", "secret", "redis", "database")
-_KEYS: Final = {"redis": "storage.redis", "database": "storage.database"}
+RESTART_FIELDS: Final = ("listen", "admin", "workers", "secret", "redis", "database", "lease_s", "connect_s", "grace_s")
+_KEYS: Final = {
+    "redis": "storage.redis",
+    "database": "storage.database",
+    "lease_s": "server.lease",  # the engine's amnesty was made from it
+    "connect_s": "server.connect",
+    "grace_s": "server.grace",  # the parent waits as long
+}
 _QUIET_MS: Final = 200  # writes closer together than this are one change
 _LOOK_MS: Final = 2000  # what happened before the watch began, or where nothing is told of changes, is seen by then
 

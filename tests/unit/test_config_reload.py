@@ -120,6 +120,9 @@ async def test_a_file_that_says_the_same_is_no_news(path: Path) -> None:
         ("admin: ", 'secret: "${S:-other}", admin: ', "server.secret"),
         ("redis: embedded", "redis: redis://localhost", "storage.redis"),
         ("database: embedded", "database: sqlite:///other.db", "storage.database"),
+        ("admin: ", "lease: 9s, admin: ", "server.lease"),
+        ("admin: ", "connect: 9s, admin: ", "server.connect"),
+        ("admin: ", "grace: 9s, admin: ", "server.grace"),
     ],
 )
 async def test_what_cannot_change_while_running_stays_and_is_told(path: Path, old: str, new: str, key: str) -> None:
@@ -140,11 +143,11 @@ async def test_what_the_command_line_changed_stays_changed_and_needs_no_restart(
         return replace(config, settings=replace(config.settings, listen=listen))
 
     running, _ = watcher(path, adapt)
-    write(path, edited("tokens: 6000", "tokens: 7000", "admin: ", "lease: 9s, admin: "))
+    write(path, edited("tokens: 6000", "tokens: 7000", "admin: ", "idle: 9s, admin: "))
     outcome = await running.reload()
     assert isinstance(outcome, Reloaded)
     assert outcome.needs_restart == ()
-    assert (running.current.settings.listen.port, running.current.settings.lease_s) == (18080, 9)
+    assert (running.current.settings.listen.port, running.current.settings.idle_s) == (18080, 9)
 
 
 async def test_reloads_asked_for_at_once_come_one_after_the_other(path: Path) -> None:
