@@ -193,11 +193,17 @@ class MemberService:
 
     async def team(self, account_id: str, ref: str) -> Team:
         """By our id or its external id. Raises NotFound."""
-        return await _one("team", account_id, ref, self._desk.store.members.list_teams)
+        found = await self._desk.store.members.team(account_id, ref)
+        if found is None:
+            raise _unknown("team", ref)
+        return found
 
     async def user(self, account_id: str, ref: str) -> User:
         """By our id or its external id. Raises NotFound."""
-        return await _one("user", account_id, ref, self._desk.store.members.list_users)
+        found = await self._desk.store.members.user(account_id, ref)
+        if found is None:
+            raise _unknown("user", ref)
+        return found
 
 
 async def _all(account_id: str, list_page: Callable[..., Awaitable[Page[Member]]]) -> AsyncIterator[Member]:
@@ -211,14 +217,5 @@ async def _all(account_id: str, list_page: Callable[..., Awaitable[Page[Member]]
             return
 
 
-async def _one(what: str, account_id: str, ref: str, list_page: Callable[..., Awaitable[Page[Member]]]) -> Member:
-    """Our id before the app's own name. Raises NotFound."""
-    named: Member | None = None
-    async for item in _all(account_id, list_page):
-        if item.id == ref:
-            return item
-        if item.external_id == ref:
-            named = item
-    if named is None:
-        raise NotFound(f"There is no {what} {shown(ref)} in this account.", param=what)
-    return named
+def _unknown(what: str, ref: str) -> NotFound:
+    return NotFound(f"There is no {what} {shown(ref)} in this account.", param=what)

@@ -91,8 +91,10 @@ class Members:
         """The id of the user whom the app calls ``external_id`` (or we do), created on first sight; None when the
         account has seen too many already, or for a text that is no name. Raises AccountNotFound, StoreUnavailable."""
         known = await self._find(users, account_id, external_id)
-        if known is not None or len(external_id) > EXTERNAL_ID_MAX or not external_id.isprintable():
-            return known
+        if known is not None:
+            return str(known.id)
+        if len(external_id) > EXTERNAL_ID_MAX or not external_id.isprintable():
+            return None
         async with self._database.read() as connection:  # one account too full must not queue for the writers' lock
             query = select(accounts.c.users_seen).where(accounts.c.id == account_id)
             if ((await connection.execute(query)).scalar_one_or_none() or 0) >= USERS_SEEN_MAX:
@@ -113,7 +115,18 @@ class Members:
 
     async def team_for(self, account_id: str, ref: str) -> str | None:
         """The id of the account's team called ``ref`` by us or by the app. Raises StoreUnavailable."""
-        return await self._find(teams, account_id, ref)
+        found = await self._find(teams, account_id, ref)
+        return None if found is None else str(found.id)
+
+    async def team(self, account_id: str, ref: str) -> Team | None:
+        """By our id, else by the app's. Raises StoreUnavailable."""
+        found = await self._find(teams, account_id, ref)
+        return None if found is None else _team_of(found)
+
+    async def user(self, account_id: str, ref: str) -> User | None:
+        """By our id, else by the app's. Raises StoreUnavailable."""
+        found = await self._find(users, account_id, ref)
+        return None if found is None else _user_of(found)
 
     async def list_teams(self, account_id: str, *, after: str | None = None, limit: int = 100) -> Page[Team]:
         return await self._list(teams, account_id, after, limit, _team_of)
@@ -204,16 +217,16 @@ class Members:
             raise NotFound
         return str(account_id)
 
-    async def _find(self, table: Any, account_id: str, ref: str) -> str | None:
+    async def _find(self, table: Any, account_id: str, ref: str) -> Row[Any] | None:
         if not storable(ref):
             return None
-        query = select(table.c.id, table.c.external_id).where(
+        query = select(table).where(
             table.c.account_id == account_id, or_(table.c.external_id == ref, table.c.id == ref)
         )
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         own = [row for row in rows if row.id == ref]
-        return str((own or rows)[0].id) if rows else None
+        return (own or rows)[0] if rows else None
 
     async def _list(self, table: Any, account_id: str, after: str | None, limit: int, read: Any) -> Page[Any]:
         size = page_size(limit)
