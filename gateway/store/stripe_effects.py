@@ -18,7 +18,9 @@ from typing import Final
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.domain import tidings
 from gateway.domain.agreements import Known
+from gateway.domain.alerts import PAYMENT_FAILED
 from gateway.domain.payments import Payment, PaymentState, due_for_offer, offers, periods_of
 from gateway.domain.plans import Catalog
 from gateway.domain.stripe import Agreement, CheckoutDone, Event, IntentPaid, Invoice, NothingOfOurs, Refunded
@@ -221,9 +223,9 @@ async def _follow(work: Work, known: Known) -> None:
 
 
 async def _alert_failed(work: Work, account_id: str, payment: Payment) -> None:
-    detail = {"plan": payment.what, "reference": payment.provider_ref}
-    alert = NewAlert(account_id, "payment_failed", f"payment_failed:{payment.provider_ref}", detail, work.now_ms)
-    await raise_alert(work.connection, alert)
+    about = payment.provider_ref or payment.id
+    detail = tidings.payment_failed(work.catalog, payment.what, about)
+    await raise_alert(work.connection, NewAlert(account_id, PAYMENT_FAILED, about, detail, work.now_ms))
 
 
 def _check_amount(work: Work, currency: str, amounts: Iterable[int], due: int | None, *, kind: str) -> None:
