@@ -141,7 +141,8 @@ async def test_every_change_leaves_its_line_in_the_audit_log(store: Store) -> No
         ("bob", "set_status"),
         ("ann", "create_account"),
     ]
-    assert lines[1].detail == {"status": "suspended", "reason": "unpaid"}
+    told = {"before": {"status": "active"}, "after": {"status": "suspended"}, "reason": "unpaid"}
+    assert lines[1].detail == told
     page = await store.ledger.audit_log(limit=2)
     assert [line.id for line in (await store.ledger.audit_log(cursor=page.next)).items] == [lines[2].id]
 
