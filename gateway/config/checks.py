@@ -284,7 +284,6 @@ class _Checks:
                 yield (*where, "stripe_price"), f"a price of its own ({other} has the same)", None
             elif stripe_price:
                 seen[stripe_price] = where
-
         for name, plan in self._document.plans.items():
             sold = plan.stripe_price or (plan.prepay is not None and plan.prepay.stripe_price)
             if sold and plan.renews != "when_paid":

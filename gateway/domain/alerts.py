@@ -39,7 +39,6 @@ KINDS: Final = (
 
 WEBHOOK: Final = "webhook"
 EMAIL: Final = "email"
-CHANNELS: Final = (WEBHOOK, EMAIL)
 
 DAY_MS: Final = 86_400_000
 TRIAL_ENDING_PARTS: Final = 7

@@ -70,11 +70,6 @@ def bounds(period: Period, anchor_ms: int, now_ms: int, zone: str = "UTC") -> tu
             return _calendar_bounds(12, anchor_ms, now_ms, zone)
 
 
-def next_start(period: Period, anchor_ms: int, now_ms: int, zone: str = "UTC") -> int:
-    """When the period after the current one starts; 0 = never."""
-    return bounds(period, anchor_ms, now_ms, zone)[1]
-
-
 def end_of(period: Period, anchor_ms: int, at_ms: int, count: int, zone: str = "UTC") -> int:
     """When the ``count``-th period from the one that holds ``at_ms`` on ends; 0 = never."""
     for _ in range(count):

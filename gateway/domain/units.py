@@ -102,11 +102,6 @@ class Meter:
             return f"{sign}{whole}"
         return f"{sign}{whole}." + f"{part:0{self.decimals}d}".rstrip("0")
 
-    def display(self, steps: int) -> str:
-        """The amount as a person reads it: "6,000", "-1,234.5"."""
-        whole, dot, part = self.format(steps).partition(".")
-        return f"{int(whole):,}{dot}{part}" if whole != "-0" else f"-0{dot}{part}"
-
     def roundly(self, steps: int) -> str:
         """An estimated demand as it stands behind a "~": rounded up to the next 100 units."""
         block = _DEMAND_ROUNDING_UNITS * self.scale

@@ -183,10 +183,6 @@ class AnthropicMessages(Dialect):
             fields=fields,
         )
 
-    def count_body(self, input_tokens: int) -> bytes:
-        """The answer of /v1/messages/count_tokens."""
-        return orjson.dumps({"input_tokens": input_tokens})
-
     def _floor(self, fields: dict[str, Any]) -> int:
         """The thinking budget: max_tokens must stay above it.
 

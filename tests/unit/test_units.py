@@ -71,19 +71,6 @@ def test_format_and_parse_are_exact_inverses(meter: Meter, amount: int) -> None:
     assert not ("." in text and text.endswith(("0", ".")))
 
 
-@given(meters, steps)
-def test_display_is_format_with_separators(meter: Meter, amount: int) -> None:
-    assert meter.display(amount).replace(",", "") == meter.format(amount)
-
-
-@pytest.mark.parametrize(
-    ("meter", "amount", "text"),
-    [(WHOLE, 6000, "6,000"), (TOKENS, 1_234_567, "1,234.567"), (TOKENS, -500, "-0.5"), (WHOLE, -1000, "-1,000")],
-)
-def test_people_read_thousands_apart(meter: Meter, amount: int, text: str) -> None:
-    assert meter.display(amount) == text
-
-
 @pytest.mark.parametrize(
     ("meter", "amount", "text"),
     [(WHOLE, 1401, "1500"), (WHOLE, 1500, "1500"), (WHOLE, 1, "100"), (TOKENS, 1_500_001, "1600"), (WHOLE, 0, "0")],

@@ -170,7 +170,6 @@ _READERS: Final[Mapping[str, Callable[[Json, str, int], Fact]]] = {
     "payment_intent.succeeded": _intent,
     "charge.refunded": _refund,
 }
-USED_TYPES: Final = tuple(_READERS)
 
 
 def _metadata(of: Json) -> dict[str, str]:
