@@ -164,6 +164,20 @@ async def test_a_plan_that_stripe_is_paid_for_is_cancelled_there_and_taken_back_
     assert await shop.standing(key) == ("free", "active", "100")
 
 
+async def test_a_cancellation_stops_the_payments_of_a_plan_that_support_moved_it_away_from(
+    shop: Paid, stripe: Checkout
+) -> None:
+    _, acme = await shop.customer()
+    await subscribed(shop, acme)
+    stripe.subscriptions[acme.subscription] = at_stripe(acme)
+    assert acme.account is not None
+    moved = await office(shop).subscriptions.subscribe(acme.account, "plus")
+    cancelled = await office(shop).subscriptions.cancel(acme.account)
+    assert (cancelled.subscription.id, cancelled.subscription.plan) == (moved.subscription.id, "plus")
+    assert cancelled.subscription.cancel_at_period_end
+    assert stripe.subscriptions[acme.subscription]["cancel_at_period_end"] is True
+
+
 async def test_while_stripe_is_away_nothing_is_cancelled_here(shop: Paid, stripe: Checkout) -> None:
     """Else the account would lose its plan and go on paying for it."""
     key, acme = await shop.customer()

@@ -80,24 +80,24 @@ async def start_purchase(
 
 
 async def cancel_at_stripe(desk: Desk, account: Account, *, at_once: bool) -> bool:
-    """Stop the payments of the account's running plan, with what is paid of it or at once. False: Stripe takes none.
-
-    What Stripe answers is taken like the webhook that follows.
+    """Stop all that Stripe takes of the account, with what is paid of it or at once; also for a plan that somebody has
+    moved it away from since. Whether its running plan ends thereby. What Stripe answers is taken like the webhook that
+    follows.
 
     Raises PaymentsNotConfigured, PaymentProviderUnavailable and …Refused, StoreUnavailable.
     """
-    known = await _followed(desk, account)
-    if known is None:
-        return False
-    access = access_of(desk)
-    async with stripe_client(access) as client:
-        service = client.v1.subscriptions
-        if at_once:
-            answered = await service.cancel_async(known.id)
-        else:
-            answered = await service.update_async(known.id, {"cancel_at_period_end": True})
-    await _take(desk, access, known, plain(answered))
-    return True
+    is_followed = False
+    for known in await _running(desk, account):
+        access = access_of(desk)
+        async with stripe_client(access) as client:
+            service = client.v1.subscriptions
+            if at_once:
+                answered = await service.cancel_async(known.id)
+            else:
+                answered = await service.update_async(known.id, {"cancel_at_period_end": True})
+        await _take(desk, access, known, plain(answered))
+        is_followed |= known.subscription_id == account.subscription.id
+    return is_followed
 
 
 async def resume_at_stripe(desk: Desk, account: Account) -> bool:
@@ -122,18 +122,23 @@ async def _take(desk: Desk, access: Access, known: Known, subscription: dict[str
 
 async def _followed(desk: Desk, account: Account) -> Known | None:
     """Stripe's subscription that the account's current one follows, while it runs."""
-    for known in await desk.store.stripe.agreements(account.id):
-        if known.subscription_id == account.subscription.id and not known.ended_at_ms:
-            return known
-    return None
+    running = await _running(desk, account)
+    return next((known for known in running if known.subscription_id == account.subscription.id), None)
+
+
+async def _running(desk: Desk, account: Account) -> list[Known]:
+    """Stripe's subscriptions that it takes payments of the account for, the newest first."""
+    known = await desk.store.stripe.agreements(account.id)
+    return [
+        each for each in known if not each.ended_at_ms and each.status not in OVER and each.subscription_id is not None
+    ]
 
 
 async def check_single(desk: Desk, account: Account) -> None:
     """Raises Conflict when Stripe takes payments for a plan of the account's."""
-    for known in await desk.store.stripe.agreements(account.id):
-        if not known.ended_at_ms and known.status not in OVER and known.subscription_id is not None:
-            message = f"The account pays for the plan {known.plan} already. Cancel that first, or let it end."
-            raise Conflict(message, param="plan")
+    for known in await _running(desk, account):
+        message = f"The account pays for the plan {known.plan} already. Cancel that first, or let it end."
+        raise Conflict(message, param="plan")
 
 
 def _plan_price(desk: Desk, plan: str, periods: int) -> str:
