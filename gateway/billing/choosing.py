@@ -5,6 +5,7 @@ Rules
    account is an operator's to give.
 2. A free plan that allows more of everything begins at once, every other one at the end of the running period: going
    to and fro fills no wallet twice. A trial is had once.
+   For the same reason one that comes again for nothing is left with its period, never in the middle of it.
 3. Whoever pays by subscription elsewhere leaves that first: else it would go on being paid.
 """
 
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from gateway.billing.desk import Desk, shown
 from gateway.billing.stripe.checkout import Purchase, check_single, start_purchase
 from gateway.billing.subscriptions import SubscriptionService
-from gateway.domain.plans import CUSTOM, allows_more
+from gateway.domain.accounts import Account
+from gateway.domain.plans import CUSTOM, allows_more, is_trial
 from gateway.errors import BadRequest, RequestError
 
 
@@ -50,3 +52,15 @@ async def choose(desk: Desk, account_ref: str, name: str, *, periods: int = 1) -
     waits = current.period_ends_at_ms > 0 and running is not None and not allows_more(plan, running)
     change = await service.change(account.id, name, at_end=waits)
     return Chosen(change.at_ms)
+
+
+async def leave(desk: Desk, account_ref: str, *, now: bool) -> Account:
+    """Let the plan end with what is paid of it, or at once; a free one that could be taken again with its period.
+
+    Raises AccountNotFound, PaymentsNotConfigured, PaymentProviderUnavailable and …Refused, StoreUnavailable.
+    """
+    account, catalog = await desk.account(account_ref), desk.catalog()
+    plan = catalog.plans.get(account.subscription.plan)
+    is_free = plan is not None and plan.price == 0 and not is_trial(catalog, plan)
+    with_its_period = is_free and account.subscription.period_ends_at_ms > 0
+    return await SubscriptionService(desk).cancel(account.id, now=now and not with_its_period)

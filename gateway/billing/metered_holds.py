@@ -120,6 +120,7 @@ class MeteredHolds:
             extended = await self._extended(asker.caller, row, terms, more)
             if extended is None:
                 row = await self._healed(asker, row)
+                await self._still_open(row)
                 continue
             grown, longer = extended
             kept_terms = longer if once is None else longer.done(once.seed)

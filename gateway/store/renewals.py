@@ -4,13 +4,14 @@ Rules
 1. A payment counts once, by its key: whoever tells of it again, in whatever order, changes nothing.
 2. A payment moves how far the subscription is paid; the period that it pays is granted under the period's own key.
 3. A payment for a plan that the account is not on, or that has ended, starts that plan now.
-4. A refund takes back what is left of what its payment granted, never what is used or held.
+4. A refund takes back what is left of what its payment granted, never what is used or held; what was paid later pays
+   for the periods that it leaves unpaid.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +31,7 @@ from gateway.domain.turns import (
     covered_until_ms,
     decide,
     end_now,
+    paid_until,
     pay,
 )
 from gateway.errors import BadRequest, NotFound
@@ -138,8 +140,11 @@ class Renewals:
             await connection.execute(update(renewals).where(*mine).values(refunded_at_ms=now_ms))
             taken = await _take_back(connection, paid, held or {}, now_ms)
             subscription = subscription_of(row)
-            is_last = paid.subscription_id == row.subscription_id and paid.until_ms >= covered_until_ms(subscription)
-            if is_last and subscription.status.usable:
+            runs = paid.subscription_id == row.subscription_id and subscription.status.usable
+            later = await _later(connection, paid) if runs else ()
+            if later:
+                await self._close_up(connection, row, paid, later, now_ms)
+            elif runs:
                 if paid.from_ms > now_ms:
                     await take_back_ahead(connection, account_id, row, now_ms)
                     await move(connection, row, replace(subscription, paid_until_ms=paid.from_ms))
@@ -157,6 +162,22 @@ class Renewals:
         row = await current(connection, row.id)
         await apply(connection, row, decide(catalog, paid, now_ms), catalog, now_ms)
         return paid
+
+    async def _close_up(
+        self, connection: AsyncConnection, row: Row[Any], paid: Row[Any], later: Sequence[Row[Any]], now_ms: int
+    ) -> None:
+        """The periods of ``paid`` that have not begun fall away: what was paid ``later`` pays for them instead."""
+        subscription, plan = subscription_of(row), self._catalog().plans.get(row.plan)
+        from_ms = max(paid.from_ms, subscription.period_ends_at_ms)
+        if plan is None or from_ms >= paid.until_ms:
+            return
+        await take_back_ahead(connection, row.id, row, now_ms)
+        for each in later:
+            until_ms = paid_until(plan, subscription, from_ms, each.periods)
+            mine = (renewals.c.account_id == row.id, renewals.c.key == each.key)
+            await connection.execute(update(renewals).where(*mine).values(from_ms=from_ms, until_ms=until_ms))
+            from_ms = until_ms
+        await move(connection, row, replace(subscription, paid_until_ms=from_ms))
 
     async def _begin(
         self, connection: AsyncConnection, row: Row[Any], target: str, payment: Payment, now_ms: int
@@ -205,6 +226,17 @@ async def _take_back(
             connection, paid.account_id, (grant,), grant.amount, now_ms=now_ms, reason="refund", held=held
         )
     return dict(taken)
+
+
+async def _later(connection: AsyncConnection, paid: Row[Any]) -> Sequence[Row[Any]]:
+    """What pays for the same subscription after it, and was not paid back."""
+    query = select(renewals).where(
+        renewals.c.account_id == paid.account_id,
+        renewals.c.subscription_id == paid.subscription_id,
+        renewals.c.from_ms >= paid.until_ms,
+        renewals.c.refunded_at_ms == 0,
+    )
+    return (await connection.execute(query.order_by(renewals.c.from_ms))).all()
 
 
 async def _known(connection: AsyncConnection, account_id: str, key: str) -> bool:

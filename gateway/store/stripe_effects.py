@@ -124,7 +124,7 @@ async def _invoice(work: Work, event: Event, fact: Invoice) -> tuple[str | None,
     if payment.state is PaymentState.FAILED:
         await _alert_failed(work, account_id, payment)
     known = Known(fact.agreement, account_id, None, offer.name, "", False, 0, 0, 0)
-    await _follow(work, await tell(work.connection, known))
+    await _follow(work, await _told(work, known, kind="plan"))
     return account_id, ""
 
 
@@ -134,8 +134,8 @@ async def _agreement(work: Work, event: Event, fact: Agreement) -> tuple[str | N
     if before is None and offer is None and await owner_of(work.connection, fact.customer) is None:
         return None, "price_not_sold_here"
     account_id = await _account(work, fact.customer, fact.account)
-    known = await tell(
-        work.connection,
+    known = await _told(
+        work,
         Known(
             id=fact.id,
             account_id=account_id,
@@ -159,7 +159,8 @@ async def _intent(work: Work, event: Event, fact: IntentPaid) -> tuple[str | Non
     package = work.catalog.packages.get(fact.package)
     if package is None:
         raise Keep("unknown_package", kind="package")
-    offer = next((each for each in offers(work.catalog).values() if each.name == package.name), None)
+    sold = offers(work.catalog).values()
+    offer = next((each for each in sold if (each.kind, each.name) == ("package", package.name)), None)
     due = None if offer is None else due_for_offer(offer, work.catalog, {})
     _check_amount(work, fact.currency, (fact.amount,), due, kind="package")
     payment = await note(
@@ -215,6 +216,14 @@ async def _refunded(work: Work, fact: Refunded) -> tuple[str | None, str]:
     detail = {"payment": now.id, "refunded": now.refunded, "of": now.amount}
     await record(work.connection, "refund", account_id=now.account_id, actor=ACTOR, now_ms=work.now_ms, detail=detail)
     return now.account_id, ""
+
+
+async def _told(work: Work, told: Known, *, kind: str = "") -> Known:
+    """What is known now. Raises Keep: its payments are another account's, which nobody has locked."""
+    known = await tell(work.connection, told)
+    if known.account_id != told.account_id:
+        raise Keep("subscription_of_another_account", kind=kind)
+    return known
 
 
 async def _follow(work: Work, known: Known) -> None:

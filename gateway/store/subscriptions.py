@@ -126,7 +126,7 @@ class Subscriptions:
                     return Change(account_of(row), now_ms, 0)
                 await move(connection, row, replace(subscription, cancel_at_period_end=False, next_plan=None))
                 return Change(await finish(connection, row, "resume", actor, now_ms, {"plan": plan}), now_ms, 0)
-            if is_trial(catalog, chosen) and await _had_trial(connection, account_id):
+            if is_trial(catalog, chosen) and await _had_trial(connection, catalog, account_id):
                 raise BadRequest("trial_used", f"The account has had its {chosen.label}.", param="plan")
             if at_end is None:
                 at_end = ends_ms > 0 and self._is_downgrade(subscription, chosen)
@@ -387,6 +387,13 @@ def _trial_expired(catalog: Catalog, row: Row[Any], turned: Turned, now_ms: int)
     return NewAlert(row.id, TRIAL_EXPIRED, trial_key(subscription_of(row)), detail, now_ms)
 
 
-async def _had_trial(connection: AsyncConnection, account_id: str) -> bool:
+async def _had_trial(connection: AsyncConnection, catalog: Catalog, account_id: str) -> bool:
+    """Whether it is on one, or was left on one, or a trial has granted something: a subscription that went on from its
+    trial to another plan is that other plan's now."""
     mine = (subscriptions.c.account_id == account_id, subscriptions.c.trial_ends_at_ms > 0)
-    return (await connection.execute(select(subscriptions.c.id).where(*mine))).first() is not None
+    if (await connection.execute(select(subscriptions.c.id).where(*mine).limit(1))).first() is not None:
+        return True
+    trials = [plan.name for plan in catalog.plans.values() if is_trial(catalog, plan)]
+    keyed = or_(*(grants.c.key.contains(f":{name}:", autoescape=True) for name in trials))
+    granted = select(grants.c.number).where(grants.c.account_id == account_id, keyed).limit(1)
+    return (await connection.execute(granted)).first() is not None

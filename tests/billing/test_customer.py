@@ -343,6 +343,17 @@ async def test_leaving_is_at_the_end_or_now_and_can_be_taken_back(plans: Apis) -
     assert (leaving["status"], leaving["cancel_at_period_end"]) == ("active", True)
     assert leaving["next_refresh_at"] is None
     assert (await choose(plans, key, "more")).json()["subscription"]["cancel_at_period_end"] is False
-    gone = (await plans.call("DELETE", "/api/billing/subscription?now=true", key=key)).json()
+    paying = await plans.gateway.key("pro")
+    gone = (await plans.call("DELETE", "/api/billing/subscription?now=true", key=paying)).json()
     assert gone["status"] == "cancelled"
     assert [each["available"] for each in gone["wallets"]] == ["0", "0"]
+
+
+async def test_leaving_a_free_plan_and_taking_it_again_fills_no_wallet_twice(plans: Apis) -> None:
+    key, account = await plans.gateway.account("more")
+    await charged(plans, account, use(plans, account, 6_999_000))
+    leaving = (await plans.call("DELETE", "/api/billing/subscription?now=true", key=key)).json()
+    assert (leaving["status"], leaving["cancel_at_period_end"]) == ("active", True)
+    assert (await choose(plans, key, "more")).json()["subscription"]["cancel_at_period_end"] is False
+    left = next(each for each in (await show(plans, "balance", key))["wallets"] if each["wallet"] == "tokens")
+    assert left["available"] == "1"

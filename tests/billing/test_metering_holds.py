@@ -379,3 +379,24 @@ async def test_a_metered_call_is_a_hold_too_while_it_runs_and_afterwards(
         assert flying["held"] != "0"
         for verb in ("extend", "settle", "release"):  # its own worker ends it
             assert (await act(shop, key, running, verb)).status == 404
+
+
+@pytest.mark.parametrize("end", ["settle", "release"])
+async def test_a_hold_that_ends_while_it_is_extended_holds_nothing_any_more(
+    shop: Apis, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    key, account = await account_with(shop)
+    for moment in ("grow", "keep"):  # the one finds it gone and brings it back, the other renews it
+        hold_id = await opened(shop, key, **CALL, quantity=5)
+        step = getattr(Metered, moment)
+
+        async def meanwhile(*args: Any, hold_id: str = hold_id, step: Any = step, **more: Any) -> Any:
+            monkeypatch.undo()
+            assert (await act(shop, key, hold_id, end)).status == 200
+            return await step(*args, **more)
+
+        monkeypatch.setattr(Metered, moment, meanwhile)
+        answer = await act(shop, key, hold_id, "extend", quantity=5)
+        assert (answer.status, answer.code) == (409, "hold_ended")
+        assert (await has(shop, account))[1] == 0
+    await adds_up(shop, account)

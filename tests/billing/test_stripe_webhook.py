@@ -232,6 +232,19 @@ async def test_one_accounts_customer_is_not_anothers(one: Paid) -> None:
     assert (await one.standing(key))[2] == (await one.standing(other_key))[2] == "6000"
 
 
+async def test_one_accounts_subscription_at_stripe_grants_nothing_to_another(one: Paid) -> None:
+    _, acme = await one.customer()
+    other_key, other = await one.customer("other")
+    assert await one.tell(first_month(acme)) == ["done"]
+    invoice, updated = first_month(other), other.updated(other.start_s + 3)
+    details = invoice["data"]["object"]["parent"]["subscription_details"]
+    details["subscription"] = updated["data"]["object"]["id"] = acme.subscription
+    assert await one.tell(invoice, updated) == ["kept", "kept"]
+    assert {why for state, why in await events_of(one) if state == "kept"} == {"subscription_of_another_account"}
+    assert await one.standing(other_key) == ("trial", "trialing", "6000")
+    assert [each.account_id for each in (await one.apis.gateway.worker.store.payments.list()).items] == [acme.account]
+
+
 async def test_what_dies_between_its_steps_leaves_nothing_and_is_done_when_it_comes_again(
     shop: Paid, monkeypatch: pytest.MonkeyPatch
 ) -> None:

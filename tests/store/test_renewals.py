@@ -200,3 +200,48 @@ async def test_ends_are_found_though_nobody_calls(store: Store) -> None:
     assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS) == (unpaid.id,)
     assert (await store.subscriptions.turn(unpaid.id, now_ms=end_ms + GRACE_MS)).outcome == "fallback"
     assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS) == ()
+
+
+async def test_what_was_paid_later_pays_for_the_periods_that_a_refund_leaves_unpaid(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="paid")
+    for number in (1, 2, 3):
+        await store.renewals.renew(account.id, Payment(f"in_{number}"), now_ms=NOW_MS + number)
+    left = []
+    for key in ("in_2", "in_1", "in_3", "in_2"):
+        refunded = await store.renewals.refund(account.id, key, now_ms=NOW_MS + DAY_MS)
+        left.append((refunded.subscription.paid_until_ms - NOW_MS) // MONTH_MS)
+    assert left == [3, 2, 1, 1]
+    assert (await store.subscriptions.turn(account.id, now_ms=NOW_MS + MONTH_MS)).outcome == "past_due"
+    assert await _grants(store, account) == [(1000, NOW_MS)]
+
+
+async def test_a_period_granted_ahead_is_still_granted_when_another_payment_pays_for_it(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="paid")
+    for number in (1, 2):
+        await store.renewals.renew(account.id, Payment(f"in_{number}"), now_ms=NOW_MS + number)
+    end_ms = NOW_MS + MONTH_MS
+    assert await store.subscriptions.ahead(account.id, now_ms=end_ms - 3_600_000) is not None
+    await store.renewals.refund(account.id, "in_1", now_ms=end_ms - 60_000)
+    assert (await store.subscriptions.turn(account.id, now_ms=end_ms)).outcome == "next_period"
+    assert [grant.amount for grant in await store.grants.list(account.id, open_at_ms=end_ms)] == [1000]
+    assert (await store.subscriptions.turn(account.id, now_ms=end_ms + MONTH_MS)).outcome == "past_due"
+    [audited] = [each async for each in store.ledger.audit(account.id)]
+    assert audited.differences == ()
+
+
+async def test_a_refund_in_a_prepaid_year_leaves_the_year_that_was_paid_after_it(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    await store.renewals.renew(account.id, Payment("in_1", plan="paid", periods=12), now_ms=NOW_MS)
+    await store.renewals.renew(account.id, Payment("in_2", periods=12), now_ms=NOW_MS + 1)
+    refunded = await store.renewals.refund(account.id, "in_1", now_ms=NOW_MS + DAY_MS)
+    assert refunded.subscription.paid_until_ms == NOW_MS + 13 * MONTH_MS
+    ended = await store.renewals.refund(account.id, "in_2", now_ms=NOW_MS + 2 * DAY_MS)
+    assert ended.subscription.paid_until_ms == NOW_MS + MONTH_MS
+
+
+async def test_a_refund_of_the_only_payment_ends_the_plan_also_when_its_end_was_moved(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="free")
+    await store.renewals.renew(account.id, Payment("in_1", plan="paid", periods=12), now_ms=NOW_MS)
+    await store.subscriptions.extend(account.id, ends_at_ms=NOW_MS + MONTH_MS + DAY_MS, now_ms=NOW_MS + 1)
+    refunded = await store.renewals.refund(account.id, "in_1", now_ms=NOW_MS + DAY_MS)
+    assert refunded.subscription.plan == "free"

@@ -31,6 +31,7 @@ CATALOG = catalogs.catalog(
         "pro", price=Decimal(29), period=WEEK, renews="when_paid", ends="free", stripe_price="price_pro",
         allowance={"tokens": 1_000_000},
     ),
+    catalogs.plan("growth", price=Decimal(5), stripe_price="price_plan"),  # a package has the same name
     catalogs.plan("blocked", price=Decimal(29), period=WEEK, renews="when_paid", stripe_price="price_blocked"),
     grace_ms=3 * DAY_S * 1000,
     packages={

@@ -266,3 +266,17 @@ async def test_two_moves_at_once_leave_one_current_subscription(store: Store) ->
     assert len(await _open(store, account, at_ms)) == 1
     async for audited in store.ledger.audit():
         assert audited.differences == ()
+
+
+async def test_a_trial_is_had_once_also_when_its_subscription_went_on(place: Place) -> None:
+    plans = catalogs.catalog(catalogs.trial(ends="free"), catalogs.plan("free"))
+    async with stores.opened(place.url, place.folder, catalog=plans) as store:
+        for leaves in (False, True):
+            account = await store.accounts.create("Acme", now_ms=NOW_MS)
+            if leaves:
+                await store.subscriptions.change(account.id, "free", now_ms=NOW_MS, at_end=True)
+            turned = await store.subscriptions.turn(account.id, now_ms=NOW_MS + 8 * DAY_MS)
+            assert (turned.outcome, turned.to) == ("changed" if leaves else "fallback", "free")
+            for at_end in (False, True):
+                with pytest.raises(BadRequest, match="has had its Trial"):
+                    await store.subscriptions.change(account.id, "trial", now_ms=NOW_MS + 9 * DAY_MS, at_end=at_end)

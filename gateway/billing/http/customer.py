@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import Field
 
 from gateway.billing import exports
-from gateway.billing.choosing import choose
+from gateway.billing.choosing import choose, leave
 from gateway.billing.customer_views import forecast_view, rates_view, standing_view, subscription_view
 from gateway.billing.http.admin_reports import UsageFilter, UsageQuery, WalletQuery
 from gateway.billing.http.answers import PlansAnswer, TransactionAnswer
@@ -86,7 +86,7 @@ class SubscribeBody(Strict):
 
 
 class CancelQuery(Query):
-    now: Annotated[bool, Field(description="End it at once, with what is left of it.")] = False
+    now: Annotated[bool, Field(description="At once, with what is left of it; not of a free plan.")] = False
 
 
 async def subscribe(call: Call[NoQuery, SubscribeBody]) -> View:
@@ -100,7 +100,7 @@ async def subscribe(call: Call[NoQuery, SubscribeBody]) -> View:
 
 
 async def cancel(call: Call[CancelQuery, None]) -> View:
-    await call.office.subscriptions.cancel(call.account.id, now=call.query.now)
+    await leave(call.office.desk, call.account.id, now=call.query.now)
     return await _subscription(call)
 
 
