@@ -75,8 +75,8 @@ def _written(tariff: Tariff) -> list[Any]:
             return ["size", rate, minimum]
         case ByCard():
             return ["card"]
-        case Debit():
-            return ["debit"]
+        case Debit(scale):
+            return ["debit", scale]
 
 
 def _read(kept: list[Any]) -> Tariff:
@@ -89,6 +89,6 @@ def _read(kept: list[Any]) -> Tariff:
             return PerThousandTokens(rate, minimum)
         case ["card"]:
             return ByCard()
-        case ["debit"]:
-            return Debit()
+        case ["debit", scale]:
+            return Debit(scale)
     raise AssertionError(f"no such price: {kept}")

@@ -19,6 +19,7 @@ from gateway.errors import NotFound, RequestError
 
 if TYPE_CHECKING:
     from gateway.billing.office import Office
+    from gateway.config.model import Config
     from gateway.domain.accounts import Caller
 
 LIMITS_SHOWN: Final = "limit_of scope meter limit used held needed available fits resets_at"
@@ -70,6 +71,7 @@ def _explained(place: Place, document: dict[str, Any], headers: dict[str, str], 
     from gateway.proxy.explain import explain as explained
 
     installation = open_installation(place.config, place.data)
+    config = _as_served(installation.config)
 
     async def job() -> dict[str, Any]:
         async with judging(installation, url) as (office, quota):
@@ -78,12 +80,21 @@ def _explained(place: Place, document: dict[str, Any], headers: dict[str, str], 
                 return await _caller(office, **names)
 
             return await explained(
-                installation.config, quota, Counter(), document, headers=headers, caller=await caller(), refresh=caller
+                config, quota, Counter(), document, headers=headers, caller=await caller(), refresh=caller
             )
 
     with ExitStack() as stack:
         url = redis_url(installation, stack)
         return asyncio.run(job())
+
+
+def _as_served(config: Config) -> Config:
+    """With every upstream on: the providers' keys may stand where the server runs, and not here."""
+    upstreams = {
+        name: upstream if upstream.on else replace(upstream, keys=("not known here",))
+        for name, upstream in config.settings.upstreams.items()
+    }
+    return replace(config, settings=replace(config.settings, upstreams=upstreams))
 
 
 async def _caller(office: Office, *, account: str, user: str | None, team: str | None, key: str | None) -> Caller:

@@ -46,7 +46,7 @@ DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         ),
         "call_too_large": (
             "This request needs ~{needed} {unit}, but the limit never holds more than {limit}.",
-            "Ask for less output or send less input.",
+            "Ask for less at once.",
         ),
         "held_elsewhere": (
             "Other requests in flight hold what this one needs: {available} {unit} are free, ~{needed} are needed.",

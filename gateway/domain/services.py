@@ -24,7 +24,7 @@ from typing import Final, Literal
 from gateway.domain import plans
 from gateway.domain.plans import ByCard, Catalog, Feature, PerThousandTokens, PerUse, Service
 from gateway.domain.rates import RateCard
-from gateway.domain.units import AMOUNT_MAX, UnitError, exact
+from gateway.domain.units import AMOUNT_MAX, Meter, UnitError, exact
 from gateway.domain.usage import Usage
 
 UNIT_S: Final[Mapping[str, int]] = {"second": 1, "minute": 60, "hour": 3600}
@@ -46,7 +46,9 @@ class PerUnit:
 
 @dataclass(frozen=True, slots=True)
 class Debit:
-    """No price at all: the caller says the amount."""
+    """No price at all: the caller says the amount, in steps of a meter that has ``scale`` of them to one."""
+
+    scale: int
 
 
 Tariff = PerUnit | PerUse | PerThousandTokens | ByCard | Debit
@@ -83,8 +85,8 @@ def feature_offer(feature: Feature) -> Offer:
     return Offer("feature", feature.name, feature.wallet, feature.price)
 
 
-def wallet_offer(wallet: str) -> Offer:
-    return Offer("wallet", f"wallet:{wallet}", wallet, Debit())
+def wallet_offer(meter: Meter) -> Offer:
+    return Offer("wallet", f"wallet:{meter.name}", meter.name, Debit(meter.scale))
 
 
 def quantity_of(offer: Offer, value: str | int | Decimal) -> Fraction:
@@ -148,6 +150,8 @@ def written(offer: Offer, quantity: Fraction) -> str:
     """The quantity as a plain decimal of its unit; a time in seconds, as ``62s``."""
     tariff = offer.tariff
     timed = isinstance(tariff, PerUnit) and tariff.unit_s > 0
+    if isinstance(tariff, Debit):
+        quantity /= tariff.scale
     text = format((Decimal(quantity.numerator) / Decimal(quantity.denominator)).normalize(), "f")
     return f"{text}s" if timed else text
 
@@ -160,7 +164,7 @@ def offer_of(catalog: Catalog, *, service: str | None, feature: str | None, wall
     if feature is not None:
         named = catalog.features.get(feature)
         return None if named is None else feature_offer(named)
-    return wallet_offer(wallet) if wallet is not None and wallet in catalog.meters else None
+    return wallet_offer(catalog.meters[wallet]) if wallet is not None and wallet in catalog.meters else None
 
 
 def card_of(catalog: Catalog, offer: Offer, model: str | None) -> RateCard | None:

@@ -46,6 +46,10 @@ _HINTS: Mapping[str, str] = {
     "feature_not_in_plan": "Move to a plan that includes it.",
     "model_not_in_plan": "Choose another model, or move to a plan that includes it.",
 }
+_EXACT_HINTS: Mapping[str, str] = {  # where no model's tokens are paid for
+    "insufficient_tokens": "Use less at once, buy more, or move to a larger plan.",
+    "call_too_large": "Use less at once: this much can never fit.",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
     if wallet and not kind.retry:  # a trial's end is not a reset
         resets_at_ms = turns.refills_at_ms(situation.catalog, situation.subscription)
     written = meter or Meter(refused.slot, 0)
+    estimated = not isinstance(situation.feature.price, plans.PerUse | plans.Fixed)
     detail = RefusalDetail(
         scope=scope,
         limit=written.format(refused.limit),
@@ -136,7 +141,7 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         needed=written.format(refused.needed),
         available=written.format(max(0, free)),
         resets_at=rfc3339(resets_at_ms) if resets_at_ms else None,
-        hint=_HINTS[kind.code],
+        hint=_hint(kind, estimated=estimated),
         plans=_labels(offers, situation.plan),
     )
     facts = messages.Facts(
@@ -150,12 +155,16 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         limit=refused.limit,
         resets_at_ms=resets_at_ms,
         window_s=_window_s(situation.plan, refused),
-        estimated=not isinstance(situation.feature.price, plans.PerUse | plans.Fixed),
+        estimated=estimated,
         wait_s=retry_after_s,
         scope=scope,
     )
     text = messages.render(situation.catalog, kind.code, facts)
     return kind(text.text, title=text.title, detail=detail, retry_after_s=retry_after_s)
+
+
+def _hint(kind: type[Refusal], *, estimated: bool) -> str:
+    return _HINTS[kind.code] if estimated else _EXACT_HINTS.get(kind.code, _HINTS[kind.code])
 
 
 def _window_s(plan: Plan, refused: engine.Refused) -> int:

@@ -83,7 +83,8 @@ async def test_c5_without_credits_the_refusal_has_the_apps_own_words(shop: Apis)
 
 async def test_b3_a_use_needs_the_minimum_balance(shop: Apis) -> None:
     key, account = await account_with(shop)
-    await use(shop, key, {"wallet": "minutes", "amount": "90.5"})
+    plain = (await use(shop, key, {"wallet": "minutes", "amount": "90.5"})).json()
+    assert (plain["quantity"], plain["cost"]) == ("90.5", "90.5")
     refused = await use(shop, key, {"service": "outbound_call", "quantity": "1s"})
     assert (refused.status, refused.code) == (429, "insufficient_tokens")
     told = refused.json()["error"]["tollgate"]

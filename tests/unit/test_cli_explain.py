@@ -14,8 +14,6 @@ CONFIG = edited(
     "  pro: {label: Pro, price: 30, period: 30d, allowance: {tokens: 500000}}\n",
     "  pro: {label: Pro, price: 30, period: 30d, allowance: {tokens: 500000}, limits: {key: {concurrent: 2}}}\n"
     "  dark: {label: Dark, price: 1, period: 30d, allowance: {}, shadow: true}\n",
-    'keys: ["${KEY:-}"]',
-    'keys: ["${KEY:-any}"]',
 )
 
 

@@ -69,7 +69,7 @@ CARD = feature_offer(Feature("general", "tokens", ByCard()))
         (BULK, 10, "20"),
         (BULK, 100, "100"),
         (BULK, 0, "0"),
-        (wallet_offer("tokens"), 3500, "3.5"),
+        (wallet_offer(TOKENS), 3500, "3.5"),
     ],
 )
 def test_a_quantity_costs_its_exact_price_rounded_once(offer: Offer, quantity: str | int, price: str) -> None:
@@ -149,13 +149,14 @@ def test_a_quantity_is_written_as_it_was_measured() -> None:
     assert written(CALL, quantity_of(CALL, "1.02")) == "61.2s"
     assert written(SMS, quantity_of(SMS, "7")) == "7"
     assert written(STORAGE, quantity_of(STORAGE, "1.50")) == "1.5"
+    assert written(wallet_offer(TOKENS), Fraction(TOKENS.parse("85.25"))) == "85.25"
 
 
 def test_only_what_the_config_offers_can_be_metered() -> None:
     sold: Catalog = catalog(trial(), services={"sms": Service("sms", "tokens", "message", steps("0.5"))})
     assert offer_of(sold, service="sms", feature=None, wallet=None) == SMS
     assert offer_of(sold, service=None, feature="general", wallet=None) == CARD
-    assert offer_of(sold, service=None, feature=None, wallet="tokens") == wallet_offer("tokens")
+    assert offer_of(sold, service=None, feature=None, wallet="tokens") == wallet_offer(TOKENS)
     assert offer_of(sold, service="fax", feature=None, wallet=None) is None
     assert offer_of(sold, service=None, feature="fax", wallet=None) is None
     assert offer_of(sold, service=None, feature=None, wallet="fax") is None
