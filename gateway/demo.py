@@ -87,6 +87,7 @@ def lines_to_paste(config: Config, keys: dict[str, str]) -> str:
         f'  -d \'{{"model":"{claude}","max_tokens":100,"messages":[{{"role":"user","content":"Hello"}}]}}\' -i',
         "",
         "# Anthropic's SDK",
+        "import anthropic",
         f'client = anthropic.Anthropic(base_url="{url}", api_key="{key}")',
         f'client.messages.create(model="{claude}", max_tokens=100, messages=[{{"role": "user", "content": "Hello"}}])',
     ]
@@ -94,6 +95,7 @@ def lines_to_paste(config: Config, keys: dict[str, str]) -> str:
         shown += [
             "",
             "# OpenAI's SDK",
+            "import openai",
             f'client = openai.OpenAI(base_url="{url}/v1", api_key="{key}")',
             f'client.chat.completions.create(model="{gpt}", messages=[{{"role": "user", "content": "Hello"}}])',
         ]
