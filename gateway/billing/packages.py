@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 from gateway.billing.desk import Desk, shown
 from gateway.domain.accounts import Account
 from gateway.domain.money import minor_units
 from gateway.domain.payments import Payment
 from gateway.domain.plans import Package
-from gateway.domain.units import UnitError
+from gateway.domain.units import UnitError, exact
 from gateway.errors import BadRequest, NotFound, RequestError
 from gateway.store.common import Page, storable
 from gateway.store.payments import Given
@@ -61,8 +61,11 @@ class PackageService:
         if not storable(payment_id):
             raise NotFound("There is no such payment.", param="payment")
         try:
-            units = None if refunded is None else minor_units(Decimal(refunded), desk.catalog().currency)
-        except (UnitError, InvalidOperation) as error:
+            units = None
+            if refunded is not None:
+                exact(refunded)  # Decimal takes more than that: exponents, NaN, spaces
+                units = minor_units(Decimal(refunded), desk.catalog().currency)
+        except UnitError as error:
             raise RequestError("refunded: expected an amount such as 5.00", param="refunded") from error
         done = await desk.store.payments.refund(
             payment_id, now_ms=desk.now_ms(), refunded=units, reason=reason, actor=desk.actor

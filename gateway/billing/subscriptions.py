@@ -148,11 +148,13 @@ class SubscriptionService:
 
         ``key`` names the payment: the same one again changes nothing. ``until_ms``: where the payment says that its
         periods end; ``paid``: what was paid, in the currency's smallest unit (None: the plan's price). Raises
-        AccountNotFound, BadRequest (plan, terms, nothing to renew), RequestError (periods), StoreUnavailable.
+        AccountNotFound, BadRequest (plan, terms, nothing to renew), RequestError (periods, until), StoreUnavailable.
         """
         desk = self._desk
         if not 1 <= periods <= PERIODS_MAX:
             raise RequestError(f"periods: expected 1 to {PERIODS_MAX}", param="periods")
+        if until_ms is not None and until_ms <= desk.now_ms():
+            raise RequestError("What is paid must end in the future: it would buy nothing.", param="until")
         account = await desk.account(account_ref)
         payment = Payment(key or new_id(), plan, periods, prepaid, until_ms, paid)
         changed = await desk.store.renewals.renew(account.id, payment, now_ms=desk.now_ms(), actor=desk.actor)

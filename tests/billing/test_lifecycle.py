@@ -172,3 +172,14 @@ async def test_what_moves_a_plan_is_counted(shop: Apis) -> None:
     counted = shop.gateway.worker.metrics.render().decode()
     assert 'tollgate_subscription_changes_total{cause="change",from="larger",to="paid"} 1.0' in counted
     assert 'tollgate_subscription_changes_total{cause="cancel",from="paid",to="free"} 1.0' in counted
+
+
+async def test_a_payment_that_would_buy_nothing_is_refused_and_not_used_up(shop: Apis) -> None:
+    _, account = await shop.gateway.account("free")
+    path = f"/admin/v1/accounts/{account.id}/subscription/renew"
+    past = {"key": "in_1", "plan": "paid", "until": "2001-01-01T00:00:00Z"}
+    refused = await shop.admin("POST", path, json=past)
+    assert (refused.status, refused.param) == (400, "until")
+    assert (await shown(shop, account))["plan"] == "free"
+    await operate(shop, account, "subscription/renew", {"key": "in_1", "plan": "paid"})
+    assert (await shown(shop, account))["plan"] == "paid"

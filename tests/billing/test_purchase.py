@@ -200,3 +200,14 @@ async def test_a_refund_that_names_no_invoice_finds_it_at_stripe(shop: Paid, str
     again = acme.refund(acme.start_s + 10, "pi_hidden", 2900, 2900)
     assert await shop.tell(again) == ["done"]
     assert await shop.standing(key) == ("starter", "active", "0")
+
+
+@pytest.mark.parametrize("amount", ["NaN", "Infinity", "1e0", " 1 ", "1_0", "-1", "0", "99", "0.001"])
+async def test_what_is_no_amount_of_the_payment_refunds_nothing(one: Apis, amount: str) -> None:
+    _, account = await one.gateway.account("trial")
+    desk = office_at(one.gateway.worker.frame.desk)
+    _, given = await desk.packages.give(account.id, "small")
+    answer = await one.admin("POST", f"/admin/v1/payments/{given.payment.id}/refund", json={"amount": amount})
+    assert answer.status in (400, 409), answer.body
+    (payment,) = (await desk.packages.payments(account.id)).items
+    assert (payment.state, payment.refunded) == ("paid", 0)
