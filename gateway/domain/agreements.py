@@ -63,15 +63,16 @@ def first_period(plan: Plan, payment: Payment) -> tuple[int, int]:
     return bounds(plan.period, payment.starts_at_ms, payment.starts_at_ms, plan.time_zone)
 
 
+def end_ms(plan: Plan, payment: Payment) -> int:
+    """Where the time ends that the payment pays for: its own end, or that of as many periods as it pays at once."""
+    if payment.periods == 1:
+        return payment.ends_at_ms
+    return end_of(plan.period, payment.starts_at_ms, payment.starts_at_ms, payment.periods, plan.time_zone)
+
+
 def paid_until_ms(plan: Plan, paid: Sequence[Payment]) -> int:
     """Where what is paid, and not given back, ends."""
-    ends = [
-        each.ends_at_ms
-        if each.periods == 1
-        else end_of(plan.period, each.starts_at_ms, each.starts_at_ms, each.periods, plan.time_zone)
-        for each in paid
-        if each.state is PaymentState.PAID
-    ]
+    ends = [end_ms(plan, each) for each in paid if each.state is PaymentState.PAID]
     return max(ends, default=paid[-1].starts_at_ms)
 
 

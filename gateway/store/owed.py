@@ -11,25 +11,20 @@ from typing import Any
 from sqlalchemy import Row, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from gateway.domain.agreements import end_ms
 from gateway.domain.money import due_for
-from gateway.domain.plans import Catalog
+from gateway.domain.plans import Catalog, Plan
 from gateway.domain.proration import price_of, unused
 from gateway.store.common import new_id
+from gateway.store.payments import payment_of
 from gateway.store.schema import grants, payments, renewals
 
 
 async def credit_rest(connection: AsyncConnection, row: Row[Any], catalog: Catalog, now_ms: int) -> int:
-    """Credit what is left of what was paid for the current subscription, ``row``; of a plan that is not paid by
-    payments, of its price for the running period. Answers how much it was."""
-    found = await connection.execute(
-        select(renewals).where(
-            renewals.c.account_id == row.id,
-            renewals.c.subscription_id == row.subscription_id,
-            renewals.c.refunded_at_ms == 0,
-        )
-    )
-    spans = [(each.price, each.from_ms, each.until_ms) for each in found]
+    """Credit what is left of what was paid for the current subscription, ``row``, and not given back; of a plan that is
+    not paid by payments, of its price for the running period. Answers how much it was."""
     plan = catalog.plans.get(row.plan)
+    spans = await _paid(connection, row, plan, catalog.currency)
     if not spans and plan is not None:
         price = price_of(plan, row.terms, catalog.currency) or 0
         spans = [(price, row.period_starts_at_ms, row.period_ends_at_ms)]
@@ -66,6 +61,35 @@ async def bill_overage(connection: AsyncConnection, account_id: str, currency: s
             .where(grants.c.account_id == account_id, grants.c.number == row.number)
             .values(billed=row.used)
         )
+
+
+async def _paid(
+    connection: AsyncConnection, row: Row[Any], plan: Plan | None, currency: str
+) -> list[tuple[int, int, int]]:
+    """(amount, from, until) of each payment of the current subscription, told by hand or by the provider; one that both
+    told of, by one key, is there once. What the provider gave back counts 0, and so does what an operator accepted in
+    another currency: it cannot be credited in ours."""
+    by_hand = await connection.execute(
+        select(renewals).where(
+            renewals.c.account_id == row.id,
+            renewals.c.subscription_id == row.subscription_id,
+            renewals.c.refunded_at_ms == 0,
+        )
+    )
+    found = {each.key: (each.price, each.from_ms, each.until_ms) for each in by_hand}
+    told = await connection.execute(
+        select(payments).where(
+            payments.c.account_id == row.id,
+            payments.c.kind == "plan",
+            payments.c.subscription_id == row.subscription_id,
+        )
+    )
+    for each in (payment_of(one) for one in told):
+        if each.was_paid:
+            until_ms = each.ends_at_ms if plan is None else end_ms(plan, each)
+            rest = each.amount - each.refunded if each.currency == currency else 0
+            found[each.provider_ref or each.id] = (rest, each.starts_at_ms, until_ms)
+    return list(found.values())
 
 
 async def _note(
