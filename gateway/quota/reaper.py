@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine, Unreadable, decode, lapsed
 from gateway.domain.turns import Turned
-from gateway.errors import AccountNotFound, BadRequest, QuotaUnavailable, StoreUnavailable
+from gateway.errors import QuotaUnavailable, StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.drift import Drift
+from gateway.quota.rounds import Rounds
 from gateway.quota.scribe import Scribe
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
@@ -57,11 +58,11 @@ class AccountStore(Protocol):
 class AheadStore(Protocol):
     """Grants of periods that are about to start, inserted while the database is there."""
 
-    async def due_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
+    async def due_ahead(self, *, now_ms: int, limit: int, skip: int) -> Sequence[str]: ...
 
-    async def over(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
+    async def over(self, *, now_ms: int, limit: int, skip: int) -> Sequence[str]: ...
 
-    async def begun_ahead(self, *, now_ms: int, limit: int = 100) -> Sequence[str]: ...
+    async def begun_ahead(self, *, now_ms: int, limit: int, skip: int) -> Sequence[str]: ...
 
     async def ahead(self, account_id: str, *, now_ms: int) -> Turned | None: ...
 
@@ -106,6 +107,10 @@ class Reaper:
         self._metrics = metrics
         self._partitions = partitions
         self._owner = secrets.token_hex(8)
+        # Periods granted ahead that have begun: what their turn brings besides, such as a rest of the last one.
+        self._begun = Rounds("the turn", periods.begun_ahead, turner.turn)
+        self._over = Rounds("the end of the period", periods.over, turner.turn)  # that nobody has noticed
+        self._ahead = Rounds("the next period", periods.due_ahead, self._grant_ahead)
         self._ticks = 0
         self._looked: str | None = ""  # the last account that this leader has looked back at; None = at all of them
         self._look_again = False  # not all of them could be told
@@ -136,11 +141,12 @@ class Reaper:
             counts = await self._accounts.counts()
             self._metrics.accounts.replace({(plan, status): number for (plan, status), number in counts.items()})
         if self._ticks % BEGUN_EVERY_TICKS == 1:
-            await self._notice_begun()
+            await self._begun.go(self._now_ms())
         if self._ticks % KEPT_EVERY_TICKS == 2:
             await self._keeper.tend(self._now_ms())
         if self._ticks % AHEAD_EVERY_TICKS == 1:
-            await self._grant_ahead()
+            await self._over.go(self._now_ms())
+            await self._ahead.go(self._now_ms())
             await self._versions.follow_all()
         await self._watch.look()
         for failure in tended:  # of one partition, and no reason to leave the rest undone
@@ -180,37 +186,13 @@ class Reaper:
             log.warning("account %s cannot be compared with the ledger: %s", account_id, error)
         return not failed
 
-    async def _notice_begun(self) -> None:
-        """Periods that were granted ahead and have begun: what their turn brings besides, such as a rest of the last
-        one."""
-        now_ms = self._now_ms()
-        for account_id in await self._periods.begun_ahead(now_ms=now_ms):
-            await self._willing(account_id, self._turner.turn(account_id, now_ms))
-
-    async def _grant_ahead(self) -> None:
-        """Ends that nobody has noticed. And the next period's grants, up to a day early: a turn then survives an outage
-        of the database, and is made up for when it is there."""
-        now_ms = self._now_ms()
-        for account_id in await self._periods.over(now_ms=now_ms):
-            await self._willing(account_id, self._turner.turn(account_id, now_ms))
-        for account_id in await self._periods.due_ahead(now_ms=now_ms):
-            await self._willing(account_id, self._ahead(account_id, now_ms))
-
-    async def _ahead(self, account_id: str, now_ms: int) -> None:
+    async def _grant_ahead(self, account_id: str, now_ms: int) -> None:
+        """The next period's grants, up to a day early: a turn then survives an outage of the database, and is made up
+        for when it is there."""
         turned = await self._periods.ahead(account_id, now_ms=now_ms)
         if turned is not None:
             self._turner.count(turned)
             await self._turner.push(account_id)
-
-    async def _willing(self, account_id: str, work: Awaitable[None]) -> None:
-        """An account whose terms lack what its plan asks for now stays behind, as one whose server is away; neither
-        keeps another from its period."""
-        try:
-            await work
-        except (BadRequest, AccountNotFound) as error:
-            log.warning("account %s gets no next period: %s", account_id, error.code)
-        except LimitsError as error:
-            log.warning("the next period of account %s has not reached Redis: %s", account_id, error)
 
     async def _tend(self, partition: int) -> None:
         """Lapse what is due, and commit what lies too long in the outbox, whoever wrote it.

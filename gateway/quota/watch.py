@@ -10,26 +10,23 @@ Rules
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from gateway.domain import alerts, tidings
 from gateway.domain.accounts import Subscription
 from gateway.domain.plans import Catalog
-from gateway.errors import AccountNotFound, BadRequest
+from gateway.quota.rounds import Rounds
 from gateway.quota.turn import Turner
 from gateway.quota.watch_use import UseWatch
 from gateway.store.alerts import NewAlert
-
-log = logging.getLogger(__name__)
 
 TRIALS_EVERY_LOOKS: Final = 2
 NEWS_EVERY_LOOKS: Final = 60
 
 
 class WatchStore(Protocol):
-    async def trials_over(self, *, now_ms: int) -> Sequence[str]: ...
+    async def trials_over(self, *, now_ms: int, limit: int, skip: int) -> Sequence[str]: ...
 
     async def trials_ending(self, *, now_ms: int) -> Sequence[tuple[str, Subscription]]: ...
 
@@ -52,13 +49,13 @@ class Watch:
     ) -> None:
         self._store = store
         self._use = use
-        self._turner = turner
+        self._over = Rounds("the end of the trial", store.trials_over, turner.turn)
         self._catalog = catalog
         self._now_ms = now_ms
         self._looks = 0
 
     async def look(self) -> None:
-        """Raises StoreUnavailable, EngineUnavailable."""
+        """Raises StoreUnavailable."""
         self._looks += 1
         now_ms = self._now_ms()
         if self._looks % TRIALS_EVERY_LOOKS == 1:
@@ -68,11 +65,7 @@ class Watch:
         await self._store.raise_all(await self._use.look(now_ms))
 
     async def _trials(self, now_ms: int) -> None:
-        for account_id in await self._store.trials_over(now_ms=now_ms):
-            try:
-                await self._turner.turn(account_id, now_ms)
-            except (BadRequest, AccountNotFound) as error:
-                log.warning("the trial of account %s cannot end: %s", account_id, error.code)
+        await self._over.go(now_ms)
         catalog = self._catalog()
         ending = await self._store.trials_ending(now_ms=now_ms)
         await self._store.raise_all(

@@ -156,7 +156,7 @@ class Alerts:
 
     # --- noticing ----------------------------------------------------------------------------------------------------
 
-    async def trials_over(self, *, now_ms: int, limit: int = AT_ONCE) -> tuple[str, ...]:
+    async def trials_over(self, *, now_ms: int, limit: int = AT_ONCE, skip: int = 0) -> tuple[str, ...]:
         """Accounts whose trial has ended, and nobody has turned it. Raises StoreUnavailable."""
         query = (
             select(subscriptions.c.account_id)
@@ -165,8 +165,9 @@ class Alerts:
                 subscriptions.c.trial_ends_at_ms <= now_ms,
                 subscriptions.c.period_ends_at_ms <= now_ms,
             )
-            .order_by(subscriptions.c.trial_ends_at_ms)
+            .order_by(subscriptions.c.trial_ends_at_ms, subscriptions.c.id)
             .limit(limit)
+            .offset(skip)
         )
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())

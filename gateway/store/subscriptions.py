@@ -206,7 +206,7 @@ class Subscriptions:
             await changed(connection, account_id, "ahead", now_ms)
             return Turned("ahead", plan.name, plan.name)
 
-    async def due_ahead(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
+    async def due_ahead(self, *, now_ms: int, limit: int = 100, skip: int = 0) -> tuple[str, ...]:
         """Accounts that used their running period, whose next one starts within a day and has no grants yet."""
         by_itself = [plan.name for plan in self._catalog().plans.values() if plan.renews == "by_itself"]
         query = (
@@ -229,13 +229,14 @@ class Subscriptions:
                 accounts.c.charged_at_ms >= subscriptions.c.period_starts_at_ms,
                 subscriptions.c.period_ends_at_ms - subscriptions.c.period_starts_at_ms >= AHEAD_PERIOD_MIN_MS,
             )
-            .order_by(subscriptions.c.granted_until_ms)
+            .order_by(subscriptions.c.granted_until_ms, subscriptions.c.id)
             .limit(limit)
+            .offset(skip)
         )
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())
 
-    async def begun_ahead(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
+    async def begun_ahead(self, *, now_ms: int, limit: int = 100, skip: int = 0) -> tuple[str, ...]:
         """Accounts in a period that was granted ahead, whose turn nobody has noticed yet."""
         query = (
             select(subscriptions.c.account_id)
@@ -245,13 +246,14 @@ class Subscriptions:
                 subscriptions.c.granted_until_ms > subscriptions.c.period_ends_at_ms,
                 subscriptions.c.period_ends_at_ms <= now_ms,
             )
-            .order_by(subscriptions.c.period_ends_at_ms)
+            .order_by(subscriptions.c.period_ends_at_ms, subscriptions.c.id)
             .limit(limit)
+            .offset(skip)
         )
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())
 
-    async def over(self, *, now_ms: int, limit: int = 100) -> tuple[str, ...]:
+    async def over(self, *, now_ms: int, limit: int = 100, skip: int = 0) -> tuple[str, ...]:
         """Accounts whose period is over and nobody has noticed, as far as somebody must: what ends, changes or waits
         for a payment is shown and told so, and overage that was used is due. What renews by itself waits for a call."""
         catalog = self._catalog()
@@ -275,8 +277,9 @@ class Subscriptions:
                     and_(here.plan.in_(billed), accounts.c.charged_at_ms >= here.period_starts_at_ms),
                 ),
             )
-            .order_by(here.granted_until_ms)
+            .order_by(here.granted_until_ms, here.id)
             .limit(limit)
+            .offset(skip)
         )
         async with self._database.read() as connection:
             return tuple((await connection.execute(query)).scalars())

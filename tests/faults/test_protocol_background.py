@@ -13,15 +13,16 @@ from sqlalchemy import text
 from uuid_utils import uuid7
 
 from gateway.domain.charges import ChargeChange, Committed, encode
-from gateway.errors import QuotaUnavailable
+from gateway.errors import BadRequest, QuotaUnavailable
 from gateway.metrics import Metrics
-from gateway.quota import service, versions
+from gateway.quota import rounds, service, versions
 from gateway.quota.admission import Admission
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import HOLDS_PER_BEAT_MAX, Holds
 from gateway.quota.reaper import COMPARE_EVERY_TICKS, ROUND_TICKS, SET_ASIDE_AFTER_MS, row_of
 from gateway.quota.scribe import CALLS_AT_ONCE, Scribe
 from gateway.quota.turn import Turner
+from gateway.quota.watch import Watch
 from limits.engine import CONFIRMS_PER_CALL
 from limits.errors import EngineUnavailable, ScriptRejected
 from limits.model import AccountView, Charge, ChargeState, Confirm, Demand, Hold, PartitionState, Take
@@ -235,6 +236,61 @@ async def test_accounts_whose_server_is_away_however_many_keep_no_other_on_its_o
     for _ in range(4):
         await following.follow_all()
     assert plans.behind == []
+
+
+async def test_accounts_that_cannot_be_served_however_many_leave_others_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounds, "SERVED_AT_ONCE", 3)
+    stuck: dict[str, Exception] = {f"away-{number}": AWAY for number in range(4)}
+    stuck |= {f"wrong-{number}": BadRequest("unknown_plan", "no") for number in range(3)}
+    due = [*stuck, "here", "there"]
+
+    async def waiting(*, now_ms: int, limit: int, skip: int) -> Sequence[str]:
+        return due[skip:][:limit]
+
+    async def serve(account_id: str, now_ms: int) -> None:
+        if account_id in stuck:
+            raise stuck[account_id]
+        due.remove(account_id)
+
+    turns = rounds.Rounds("the turn", waiting, serve)
+    for _ in range(3):
+        await turns.go(1)
+    assert due == list(stuck)
+    stuck.clear()
+    for _ in range(4):  # the end is seen, then from the start
+        await turns.go(1)
+    assert due == []
+
+
+async def test_trials_whose_server_is_away_do_not_keep_the_watch_from_its_other_work() -> None:
+    raised: list[Sequence[Any]] = []
+
+    class Trials:
+        async def trials_over(self, *, now_ms: int, limit: int, skip: int) -> Sequence[str]:
+            return ["away"]
+
+        async def trials_ending(self, *, now_ms: int) -> Sequence[Any]:
+            return ()
+
+        async def raise_all(self, new: Sequence[Any]) -> None:
+            raised.append(new)
+
+        async def remove_old_news(self, *, now_ms: int) -> None:
+            raised.append("removed")
+
+    class Away:
+        async def turn(self, account_id: str, now_ms: int) -> None:
+            raise AWAY
+
+    class Use:
+        async def look(self, now_ms: int) -> Sequence[Any]:
+            return ["a spike"]
+
+    watch = Watch(Trials(), Away(), Use(), catalog=lambda: stores.CATALOG, now_ms=lambda: 1)  # type: ignore[arg-type]
+    await watch.look()
+    assert raised == [[], "removed", ["a spike"]]
 
 
 async def test_a_hold_that_ends_while_others_are_re_asserted_is_not_opened_again() -> None:

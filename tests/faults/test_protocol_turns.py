@@ -49,12 +49,11 @@ async def test_moving_the_end_of_a_period_that_began_by_itself_revives_no_ended_
     assert await open_grants(gateway, account, now_ms) == [(2, moved_ms)]
 
 
-async def test_somebody_notices_a_period_that_began_by_itself(gateway: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_somebody_notices_a_period_that_began_by_itself(gateway: Local) -> None:
     """Else its refusals would name the old period's end, and its warnings would not be told."""
     account, end_ms, now_ms = await begun(gateway)
     reaper = gateway.worker.reaper
-    monkeypatch.setattr(reaper, "_now_ms", lambda: now_ms)
-    await reaper._notice_begun()
+    await reaper._begun.go(now_ms)
     found = await gateway.worker.store.accounts.by_ref(account.id)
     assert found is not None and found.subscription.period_ends_at_ms == end_ms
     assert await open_grants(gateway, account, now_ms) == [(2, end_ms)]
@@ -75,7 +74,6 @@ async def test_an_account_without_the_terms_of_its_plan_keeps_no_other_from_its_
     worker.configure(replace(worker.gateway.config, catalog=replace(worker.gateway.config.catalog, plans=plans)))
     now_ms = first.subscription.period_ends_at_ms - 1_000
     assert await store.subscriptions.due_ahead(now_ms=now_ms) == (first.id, second.id)
-    monkeypatch.setattr(worker.reaper, "_now_ms", lambda: now_ms)
-    await worker.reaper._grant_ahead()
+    await worker.reaper._ahead.go(now_ms)
     assert await store.subscriptions.due_ahead(now_ms=now_ms) == (first.id,)
     assert await open_grants(gateway, second, end_ms) == [(2, second.subscription.period_ends_at_ms + 30 * DAY_MS)]

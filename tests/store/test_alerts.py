@@ -174,6 +174,7 @@ async def test_the_turn_that_ends_a_trial_tells_of_it_once(place: Place, store: 
     ends_ms = NOW_MS + 7 * DAY_MS
     assert await store.alerts.trials_over(now_ms=ends_ms - 1) == ()
     assert await store.alerts.trials_over(now_ms=ends_ms) == (account.id,)
+    assert await store.alerts.trials_over(now_ms=ends_ms, skip=1) == ()
     async with stores.opened(place.url, place.folder) as second:
         await asyncio.gather(
             *(each.subscriptions.turn(account.id, now_ms=ends_ms) for each in (store, second, store, second))

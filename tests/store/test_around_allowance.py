@@ -156,6 +156,7 @@ async def test_a_rest_comes_to_a_period_that_was_granted_ahead(store: Store) -> 
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="rolls")
     assert await store.subscriptions.ahead(account.id, now_ms=TURN_MS - DAY_MS) is not None
     assert await store.subscriptions.begun_ahead(now_ms=TURN_MS) == (account.id,)
+    assert await store.subscriptions.begun_ahead(now_ms=TURN_MS, skip=1) == ()
     await store.subscriptions.turn(account.id, now_ms=TURN_MS, taken=NOTHING)
     assert await _open(store, account, TURN_MS) == [("plan", 1000), ("rollover", 500)]
     assert await store.subscriptions.begun_ahead(now_ms=TURN_MS) == ()

@@ -193,7 +193,9 @@ async def test_ends_are_found_though_nobody_calls(store: Store) -> None:
     await store.accounts.create("Free", now_ms=NOW_MS, plan="free")
     ends = await store.accounts.create("Ends", now_ms=NOW_MS, plan="bought")
     assert await store.subscriptions.over(now_ms=end_ms - 1) == ()
-    assert set(await store.subscriptions.over(now_ms=end_ms)) == {unpaid.id, ends.id}
+    every = await store.subscriptions.over(now_ms=end_ms)
+    assert set(every) == {unpaid.id, ends.id}
+    assert await store.subscriptions.over(now_ms=end_ms, limit=1, skip=1) == every[1:]
     outcomes = [(await store.subscriptions.turn(each.id, now_ms=end_ms)).outcome for each in (unpaid, ends)]
     assert outcomes == ["past_due", "fallback"]
     assert await store.subscriptions.over(now_ms=end_ms + GRACE_MS - 1) == ()

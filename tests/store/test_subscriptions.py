@@ -143,6 +143,7 @@ async def test_the_next_period_may_be_granted_a_day_ahead(store: Store, clock: s
     await store.writer.commit([charge(account, (1, 1))])
     assert await store.subscriptions.due_ahead(now_ms=soon - 1) == ()
     assert await store.subscriptions.due_ahead(now_ms=soon) == (account.id,)
+    assert await store.subscriptions.due_ahead(now_ms=soon, skip=1) == ()
     assert not await store.subscriptions.ahead(account.id, now_ms=soon - 1)
     done = await asyncio.gather(*(store.subscriptions.ahead(account.id, now_ms=soon) for _ in range(4)))
     assert [turned for turned in done if turned] == [Turned("ahead", "pro", "pro")]
