@@ -5,12 +5,14 @@ Rules
 2. What the provider says against *our* credential or billing is not the client's business: 502, and an alert.
 3. Upstream hosts come from the config alone; the client chooses nothing of the address but the query string. A
    redirect is not followed: it would take our key elsewhere.
-4. An error is read whole before anything is decided: its body says whose fault it is.
+4. An error is read whole before anything is decided: its body says whose fault it is. It may take as long as a first
+   byte.
 5. An upstream whose breaker is open is passed over at once: nobody waits for what does not answer.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import random
@@ -19,7 +21,7 @@ from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gateway.config.model import Upstream
-from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamUnreachable
+from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
 from gateway.providers.upstream_errors import Fault, fault, mask
 from gateway.proxy.admit import Bound
 from gateway.proxy.breaker import OPEN_S, Breaker, Permit
@@ -176,7 +178,7 @@ async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key
         return Forwarded(upstream, reply)
     contact.refused = True
     try:
-        body = await _error_body(reply)
+        body = await _error_body(reply, settings.first_byte_s)
     finally:
         reply.close()
         _ended(contact, upstream)
@@ -191,11 +193,16 @@ def _ended(contact: Contact, upstream: Upstream) -> None:
         contact.laps.restart()
 
 
-async def _error_body(reply: Reply) -> bytes:
-    """Raises UpstreamUnreachable, UpstreamTimeout."""
+async def _error_body(reply: Reply, whole_s: float) -> bytes:
+    """``whole_s`` bounds all of it: one that drips would hold the call, and what it holds. Raises UpstreamUnreachable,
+    UpstreamTimeout."""
     body = bytearray()
-    while len(body) <= ERROR_BYTES_MAX and (piece := await reply.read()):
-        body += piece
+    try:
+        async with asyncio.timeout(whole_s):
+            while len(body) <= ERROR_BYTES_MAX and (piece := await reply.read()):
+                body += piece
+    except TimeoutError as error:
+        raise UpstreamTimeout from error
     return bytes(body[:ERROR_BYTES_MAX])
 
 

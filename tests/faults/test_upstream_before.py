@@ -146,6 +146,18 @@ async def test_an_upstream_that_cannot_be_reached_is_a_502_that_says_nothing_of_
     await nothing_was_charged(gateway, account.id)
 
 
+async def test_an_error_that_never_ends_is_left_as_a_first_byte_that_never_comes(gateway: Local) -> None:
+    """However long each pause may be: here no pause is too long."""
+    key, account = await gateway.account("pro")
+    tune(gateway, first_byte_s=0.3, idle_s=600.0)
+    async with scripted(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 1000\r\n\r\nand so on") as upstream:
+        set_upstream(gateway, "anthropic", url=upstream.url)
+        status, _, body = await ask(gateway, ANTHROPIC, key, "")
+        assert (status, ANTHROPIC.error_code(orjson.loads(body))) == (504, "upstream_timeout")
+        assert len(upstream.requests) == 1
+    await nothing_was_charged(gateway, account.id)
+
+
 ANSWERS_OF_THE_FIRST = [
     # (what the first upstream does, None = break the connection)
     None,
