@@ -15,6 +15,8 @@ import pytest
 from gateway.billing.alerts import live
 from gateway.billing.alerts.live import Event, Listener, LiveEvents
 from gateway.billing.http import events as route
+from gateway.domain.accounts import AccountStatus
+from gateway.quota.keys import KeyHasher, display_prefix, new_key
 from gateway.store.alerts import Alert, NewAlert
 from gateway.store.store import Store
 from tests.alerts.test_noticing import ask, config
@@ -70,8 +72,11 @@ class Heard:
 
 
 @contextlib.asynccontextmanager
-async def listening(gateway: Local, key: str, *, last: int | None = None, query: str = "") -> AsyncIterator[Heard]:
-    headers = {"Authorization": f"Bearer {key}", **({} if last is None else {"Last-Event-ID": str(last)})}
+async def listening(
+    gateway: Local, key: str, *, last: int | None = None, query: str = "", **more: str
+) -> AsyncIterator[Heard]:
+    """``more``: further headers."""
+    headers = {"Authorization": f"Bearer {key}", **more, **({} if last is None else {"Last-Event-ID": str(last)})}
     async with (
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
         session.get(gateway.url + PATH + query, headers=headers) as answer,
@@ -155,6 +160,23 @@ async def test_a_quiet_stream_shows_signs_of_life_and_ends_with_its_key(
         await gateway.worker.store.keys.revoke(found.id, now_ms=NOW_MS)
         assert await heard.next() is None
     assert len(gateway.worker.frame.live) == 0
+
+
+async def test_a_service_keys_stream_ends_with_the_account_that_it_named(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(route, "HEARTBEAT_S", 0.05)
+    worker, key = gateway.worker, new_key()
+    await worker.store.keys.create(
+        digest=KeyHasher(gateway.installation.secret).digest(key), prefix=display_prefix(key), now_ms=NOW_MS
+    )
+    _, account = await gateway.account("trial")
+    async with listening(gateway, key, **{"Tollgate-Account": account.id}) as heard:
+        while not (await heard.answer.content.readline()).startswith(b": still here"):
+            pass
+        await worker.store.accounts.set_status(account.id, AccountStatus.SUSPENDED, now_ms=NOW_MS)
+        assert await heard.next() is None
+    assert len(worker.frame.live) == 0
 
 
 async def test_listeners_are_bounded_and_leave_room_when_they_go(

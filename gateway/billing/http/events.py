@@ -3,7 +3,8 @@
 Rules
 1. The first event is the balance. ``warning``, ``refused`` and ``alert`` have ids: whoever comes back with
    ``Last-Event-ID`` is told what it missed first.
-2. A comment every ``HEARTBEAT_S`` keeps the connection; with it the key is looked at again, so that a revoked one ends.
+2. A comment every ``HEARTBEAT_S`` keeps the connection; with it the key and the account are looked at again, so that
+   the stream of a revoked or suspended one ends.
 3. A reader that takes nothing for ``SEND_S`` is cut off. At shutdown the stream ends.
 
 Source: https://html.spec.whatwg.org/multipage/server-sent-events.html
@@ -98,10 +99,10 @@ async def _next(listener: Listener) -> Event | None:
 
 
 async def _still_known(call: Call[EventsQuery, None]) -> bool:
-    """Whether the key would be let in now; while the database is away it is."""
+    """Whether the key would be let in now, for this account; while the database is away it is."""
     try:
         assert call.key is not None, "the route takes a key"
-        await call.frame.callers.by_key(call.key, fresh_s=0.0)
+        await call.frame.callers.by_key(call.key, account_ref=call.account.id, fresh_s=0.0)
     except (StoreUnavailable, QuotaUnavailable):
         return True
     except TollgateError:
