@@ -110,6 +110,7 @@ class Wire:
             headers["Tollgate-Account"] = self.account
         if method != "GET":
             headers["Content-Type"] = "application/json"
+        if method != "GET" and not (isinstance(body, dict) and body.get("dry_run")):  # what takes nothing: ask afresh
             headers["Idempotency-Key"] = idempotency_key or str(uuid4())
         content = None if body is None else json.dumps(body, allow_nan=False).encode()
         return Request(method, path, headers, content)

@@ -161,11 +161,11 @@ class Scripted:
 
     def __init__(self, *answers: tuple[int, dict[str, str]] | None) -> None:
         self.answers = list(answers)
-        self.keys: list[str] = []
+        self.keys: list[str | None] = []
 
     async def serve(self, request: web.Request) -> web.Response:
         await request.read()
-        self.keys.append(request.headers["Idempotency-Key"])
+        self.keys.append(request.headers.get("Idempotency-Key"))
         answer = self.answers.pop(0)
         if answer is None:
             assert request.transport is not None
@@ -202,7 +202,20 @@ async def test_a_request_is_repeated_only_where_told_and_is_then_the_same(
         with pytest.raises(error):
             await client.use(service="sms")
     assert len(scripted.keys) == asked
-    assert len(set(scripted.keys)) == 1
+    assert len(set(scripted.keys)) == 1 and scripted.keys[0]
+
+
+async def test_a_check_takes_nothing_and_keeps_nothing_so_it_is_asked_without_a_key(made: Made) -> None:
+    """Its answer would be remembered like that of a use."""
+    scripted = Scripted((400, NO_RETRY), (400, NO_RETRY))
+    app = web.Application()
+    app.router.add_post("/api/v1/usage", scripted.serve)
+    async with TestServer(app) as server, made(str(server.make_url("/")), "tg_key") as client:
+        with pytest.raises(InvalidRequest):
+            await client.check(service="sms")
+        with pytest.raises(InvalidRequest):
+            await client.use(service="sms", idempotency_key="k1")
+    assert scripted.keys == [None, "k1"]
 
 
 async def test_connections_that_the_server_closed_cost_one_repeat_however_many_there_were(
