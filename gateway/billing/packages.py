@@ -67,8 +67,14 @@ class PackageService:
                 units = minor_units(Decimal(refunded), desk.catalog().currency)
         except UnitError as error:
             raise RequestError("refunded: expected an amount such as 5.00", param="refunded") from error
+        payment = await desk.store.payments.one(payment_id)
         done = await desk.store.payments.refund(
-            payment_id, now_ms=desk.now_ms(), refunded=units, reason=reason, actor=desk.actor
+            payment_id,
+            now_ms=desk.now_ms(),
+            refunded=units,
+            held=await desk.held(payment.account_id),
+            reason=reason,
+            actor=desk.actor,
         )
         await desk.deliver(done.account_id)
         if desk.metrics is not None:

@@ -9,6 +9,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,8 +57,17 @@ async def of_account(connection: AsyncConnection, account_id: str) -> tuple[Know
     return tuple(_known(row) for row in found)
 
 
-async def follow(connection: AsyncConnection, catalog: Catalog, known: Known, *, now_ms: int, actor: str) -> bool:
-    """Bring our subscription to where Stripe's is (rule 2); whether anything changed.
+async def follow(
+    connection: AsyncConnection,
+    catalog: Catalog,
+    known: Known,
+    *,
+    held: Mapping[int, int] | None,
+    now_ms: int,
+    actor: str,
+) -> bool:
+    """Bring our subscription to where Stripe's is (rule 2); whether anything changed. ``held`` is what open holds have
+    of each grant number: a refund does not take it.
 
     Raises BadRequest for a plan that is not for sale any more, or terms that are missing.
     """
@@ -71,7 +81,7 @@ async def follow(connection: AsyncConnection, catalog: Catalog, known: Known, *,
     taken = 0
     for payment in await of_agreement(connection, known.id):
         if payment.refunded and payment.subscription_id is not None:
-            taken += await take_back(connection, payment, now_ms=now_ms)
+            taken += await take_back(connection, payment, held=held, now_ms=now_ms)
     if known.ended_at_ms:
         await _ended(connection, catalog, known, plan, now_ms)
     last = await current(connection, known.account_id)

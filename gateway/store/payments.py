@@ -4,12 +4,13 @@ Rules
 1. A payment is one row by its provider's own id; what is told of it again is merged (``domain.payments``).
 2. A payment grants at most once: a package's grants carry the payment's id in their keys, a plan's period is granted to
    one subscription, which the row names. Time of payment, not of its arrival, is where expiry counts from.
-3. A refund takes back its share of what the payment granted, never what charges took of it; told again, nothing more.
+3. A refund takes back its share of what the payment granted, never what charges took of it or open holds have; told
+   again, nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,17 +79,28 @@ class Payments:
                 await record(connection, "package", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail)
             return Given(noted, await _granted(connection, noted), bool(made))
 
+    async def one(self, payment_id: str) -> Payment:
+        """Raises NotFound, StoreUnavailable."""
+        async with self._database.read() as connection:
+            return await _known(connection, payment_id)
+
     async def refund(
-        self, payment_id: str, *, now_ms: int, refunded: int | None = None, reason: str = "", actor: str
+        self,
+        payment_id: str,
+        *,
+        now_ms: int,
+        refunded: int | None = None,
+        held: Mapping[int, int] | None = None,
+        reason: str = "",
+        actor: str,
     ) -> Payment:
-        """Note that a payment was given back, all of it or ``refunded`` so far, and take back what it granted.
+        """Note that a payment was given back, all of it or ``refunded`` so far, and take back what it granted, but for
+        what open holds have of each grant number (``held``).
 
         Raises NotFound, Conflict (more than was paid, not paid, or Stripe's), StoreUnavailable.
         """
         async with self._database.write() as connection:
-            payment = await _one(connection, payments.c.id == payment_id)
-            if payment is None:
-                raise NotFound("There is no such payment.", param="payment")
+            payment = await _known(connection, payment_id)
             total = payment.amount if refunded is None else refunded
             if payment.provider == "stripe":
                 raise Conflict("Stripe took this payment: refund it there, the rest follows.", param="payment")
@@ -96,7 +108,7 @@ class Payments:
                 raise Conflict("Only what was paid can be refunded, and no more.", param="refunded")
             await lock_account(connection, payment.account_id)
             noted = await note(connection, replace(payment, refunded=total), now_ms=now_ms)
-            await take_back(connection, noted, now_ms=now_ms)
+            await take_back(connection, noted, held=held, now_ms=now_ms)
             await changed(connection, payment.account_id, "refund", now_ms)
             detail = {"payment": payment.id, "refunded": noted.refunded, "of": noted.amount, "reason": reason}
             await record(connection, "refund", account_id=payment.account_id, actor=actor, now_ms=now_ms, detail=detail)
@@ -155,8 +167,8 @@ async def grant_package(
     account = await lock_account(connection, payment.account_id)
     new = package_grants(package, payment)
     made = await insert_grants(connection, account, new, now_ms=now_ms, reason=f"package {package.name}")
-    if payment.refunded:
-        await take_back(connection, payment, now_ms=now_ms)
+    if made and payment.refunded:
+        await take_back(connection, payment, held=None, now_ms=now_ms)  # nobody can hold what is this new
     return made
 
 
@@ -167,15 +179,21 @@ async def granted_to(connection: AsyncConnection, payment: Payment, subscription
     )
 
 
-async def take_back(connection: AsyncConnection, payment: Payment, *, now_ms: int) -> int:
-    """Take back the refunded share of what the payment granted (rule 3); answers in how many grants something was."""
+async def take_back(
+    connection: AsyncConnection, payment: Payment, *, held: Mapping[int, int] | None, now_ms: int
+) -> int:
+    """Take back the refunded share of what the payment granted (rule 3); answers in how many grants something was.
+    ``held`` is what open holds have of each grant number."""
     taken = 0
     for grant in await _granted(connection, payment):
         original = await _original(connection, payment.account_id, grant.number)
         due = share(original, part=payment.refunded, whole=payment.amount) - (original - grant.amount)
         if due > 0:
             reason = f"refund of {payment.what}"
-            taken += bool(await withdraw(connection, payment.account_id, (grant,), due, now_ms=now_ms, reason=reason))
+            part = await withdraw(
+                connection, payment.account_id, (grant,), due, now_ms=now_ms, reason=reason, held=held
+            )
+            taken += bool(part)
         if payment.state is PaymentState.REFUNDED and (grant.expires_at_ms == 0 or grant.expires_at_ms > now_ms):
             await end_grants(connection, payment.account_id, (grant,), max(now_ms, grant.starts_at_ms))
     return taken
@@ -201,6 +219,14 @@ async def _original(connection: AsyncConnection, account_id: str, number: int) -
         ledger.c.account_id == account_id, ledger.c.grant_number == number, ledger.c.kind == Kind.GRANTED.value
     )
     return int((await connection.execute(query)).scalar_one())
+
+
+async def _known(connection: AsyncConnection, payment_id: str) -> Payment:
+    """Raises NotFound."""
+    payment = await _one(connection, payments.c.id == payment_id)
+    if payment is None:
+        raise NotFound("There is no such payment.", param="payment")
+    return payment
 
 
 async def _one(connection: AsyncConnection, condition: ColumnElement[bool]) -> Payment | None:

@@ -11,7 +11,7 @@ Not here: which events come twice, or wait (``stripe_events``), and what a subsc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -30,7 +30,7 @@ from gateway.store.agreements import follow, known_of, tell
 from gateway.store.alerts import NewAlert, raise_alert
 from gateway.store.common import changed, lock_account, new_id, record, storable
 from gateway.store.payments import find, grant_package, note, take_back
-from gateway.store.schema import stripe_customers
+from gateway.store.schema import accounts, stripe_customers
 
 ACTOR: Final = "stripe"
 
@@ -47,13 +47,15 @@ class Keep(Exception):
 
 @dataclass(slots=True)
 class Work:
-    """One transaction's surroundings, and what it has learned and changed so far."""
+    """One transaction's surroundings, and what it has learned and changed so far. ``held``: by account, what open holds
+    have of each grant number."""
 
     connection: AsyncConnection
     catalog: Catalog
     now_ms: int
     livemode: bool
     accept: bool = False
+    held: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     learned: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     counted: list[tuple[str, str]] = field(default_factory=list)
@@ -206,7 +208,8 @@ async def _refunded(work: Work, fact: Refunded) -> tuple[str | None, str]:
     now = await note(work.connection, replace(payment, refunded=refunded), now_ms=work.now_ms)
     work.counted.append((payment.kind, "refunded"))
     if now.kind == "package":
-        if await take_back(work.connection, now, now_ms=work.now_ms):
+        held = work.held.get(now.account_id)
+        if await take_back(work.connection, now, held=held, now_ms=work.now_ms):
             await changed(work.connection, now.account_id, "refund", work.now_ms)
             work.changed.append(now.account_id)
     elif now.agreement is not None:
@@ -227,7 +230,8 @@ async def _told(work: Work, told: Known, *, kind: str = "") -> Known:
 
 
 async def _follow(work: Work, known: Known) -> None:
-    if await follow(work.connection, work.catalog, known, now_ms=work.now_ms, actor=ACTOR):
+    held = work.held.get(known.account_id)
+    if await follow(work.connection, work.catalog, known, held=held, now_ms=work.now_ms, actor=ACTOR):
         work.changed.append(known.account_id)
 
 
@@ -266,6 +270,26 @@ async def _account(work: Work, customer: str | None, named: str | None, *, kind:
     if customer is not None:
         await link(work, customer, account_id)
     return account_id
+
+
+async def concerned(connection: AsyncConnection, event: Event) -> str | None:
+    """The account that an event is about, as far as one can tell before it is taken; whatever waited for the event is
+    about the same one."""
+    match event.fact:
+        case NothingOfOurs():
+            return None
+        case Refunded() as fact:
+            payment = await find(connection, [ref for ref in (fact.invoice, fact.intent) if ref is not None])
+            return None if payment is None else payment.account_id
+        case fact:
+            return await owner_of(connection, fact.customer) or await _named(connection, fact.account)
+
+
+async def _named(connection: AsyncConnection, account_id: str | None) -> str | None:
+    if account_id is None or not storable(account_id):
+        return None
+    there = await connection.execute(select(accounts.c.id).where(accounts.c.id == account_id))
+    return there.scalar_one_or_none()
 
 
 async def owner_of(connection: AsyncConnection, customer: str | None) -> str | None:

@@ -10,7 +10,7 @@ Not here: signatures and JSON (``billing.stripe``), and what each kind does (``s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,10 +27,12 @@ from gateway.store.common import Page, lock_account, page_of, page_size, record,
 from gateway.store.database import Database
 from gateway.store.payments import find
 from gateway.store.schema import installation, stripe_customers, stripe_events
-from gateway.store.stripe_effects import Keep, Work, act, link, owner_of
+from gateway.store.stripe_effects import Keep, Work, act, concerned, link, owner_of
 
 DONE, KEPT, IGNORED, FAILED = "done", "kept", "ignored", "failed"
 RESUMED_MAX: Final = 500  # events that one event lets go on
+
+Held = Mapping[str, Mapping[int, int]]  # by account: what open holds have of each grant number
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +66,17 @@ class StripeEvents:
         self._database = database
         self._catalog = catalog
 
-    async def take(self, event: Event, *, livemode: bool, now_ms: int) -> Taken:
+    async def take(self, event: Event, *, livemode: bool, now_ms: int, held: Held | None = None) -> Taken:
         """Take an event that was proven to be Stripe's. One that was taken before changes nothing.
 
-        ``livemode`` is the mode of our own key. Raises StoreUnavailable.
+        ``livemode`` is the mode of our own key; a refund leaves what is ``held``. Raises StoreUnavailable.
         """
         async with self._database.write() as connection:
             await _one_at_a_time(connection)
             row = await _row(connection, event.id)
             if row is not None and row.state != FAILED:
                 return Taken(event.id, row.state, row.why, is_new=False)
-            return await self._taken(Work(connection, self._catalog(), now_ms, livemode), event)
+            return await self._taken(Work(connection, self._catalog(), now_ms, livemode, held=held or {}), event)
 
     async def event(self, event_id: str) -> StoredEvent:
         """Raises NotFound, StoreUnavailable."""
@@ -84,7 +86,9 @@ class StripeEvents:
             raise NotFound("There is no such event.", param="event")
         return stored_of(row)
 
-    async def retry(self, event: Event, *, livemode: bool, accept: bool, now_ms: int, actor: str) -> Taken:
+    async def retry(
+        self, event: Event, *, livemode: bool, accept: bool, now_ms: int, actor: str, held: Held | None = None
+    ) -> Taken:
         """Let a kept or failed event try again, as given here. ``accept``: its amount is right, whatever the price.
 
         Raises NotFound, Conflict (it was taken), StoreUnavailable.
@@ -94,7 +98,7 @@ class StripeEvents:
             await _waiting(connection, event.id)
             facts = update(stripe_events).where(stripe_events.c.id == event.id).values(facts=fact_json(event.fact))
             await connection.execute(facts)
-            work = Work(connection, self._catalog(), now_ms, livemode, accept)
+            work = Work(connection, self._catalog(), now_ms, livemode, accept, held or {})
             detail = {"event": event.id, "accept": accept}
             await record(connection, "stripe_retry", account_id=None, actor=actor, now_ms=now_ms, detail=detail)
             return await self._taken(work, event)
@@ -110,7 +114,7 @@ class StripeEvents:
             return Taken(event_id, IGNORED, reason)
 
     async def link(
-        self, customer: str, account_id: str, *, livemode: bool, now_ms: int, actor: str
+        self, customer: str, account_id: str, *, livemode: bool, now_ms: int, actor: str, held: Held | None = None
     ) -> tuple[Taken, ...]:
         """Note whose customer it is, and let the events go on that waited for that; answers those.
 
@@ -119,7 +123,7 @@ class StripeEvents:
         async with self._database.write() as connection:
             await _one_at_a_time(connection)
             await lock_account(connection, account_id)
-            work = Work(connection, self._catalog(), now_ms, livemode)
+            work = Work(connection, self._catalog(), now_ms, livemode, held=held or {})
             if await owner_of(connection, customer) not in (None, account_id):
                 raise Conflict("This customer is linked to another account.", param="customer")
             if await link(work, customer, account_id):
@@ -128,6 +132,11 @@ class StripeEvents:
                     connection, "stripe_link", account_id=account_id, actor=actor, now_ms=now_ms, detail=detail
                 )
             return await self._resumed(work)
+
+    async def concerned(self, event: Event) -> str | None:
+        """The account that an event will be about, so far as is known. Raises StoreUnavailable."""
+        async with self._database.snapshot() as connection:
+            return await concerned(connection, event)
 
     async def customer(self, account_id: str) -> str | None:
         """The account's customer at Stripe, the newest one. Raises StoreUnavailable."""

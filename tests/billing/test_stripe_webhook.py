@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from gateway.billing.office import office_at
 from gateway.store import stripe_effects
 from tests.support import stores
 from tests.support.stores import Place
@@ -319,3 +320,25 @@ async def test_nothing_of_a_card_and_no_secret_is_kept_or_logged(
 
 def _seconds(instant: str) -> float:
     return datetime.fromisoformat(instant).timestamp()
+
+
+async def test_a_refund_leaves_what_calls_hold(shop: Paid) -> None:
+    """Of a plan and a package that Stripe was paid for, and of a package that was given by hand."""
+    _, acme = await shop.customer()
+    packages = office_at(shop.apis.gateway.worker.frame.desk).packages
+    store = shop.apis.gateway.worker.store
+    account = await store.accounts.by_ref(acme.account or "")
+    assert account is not None
+    await shop.tell(first_month(acme), acme.package(acme.start_s + 4, "growth", 1800))
+    _, given = await packages.give(account.id, "growth")
+    await shop.apis.held(account, 5_400_000)
+    before = [grant.amount for grant in await store.grants.list(account.id)]
+    assert {1_000_000, 2_000_000, 200_000} < set(before)
+    refunds = (
+        acme.refund(acme.start_s + 5, "pi_acme_1", 1800, 1800),
+        acme.refund(acme.start_s + 6, "pi_month", 2900, 2900, invoice="in_acme_1"),
+    )
+    assert await shop.tell(*refunds) == ["done", "done"]
+    await packages.refund(given.payment.id)
+    assert [grant.amount for grant in await store.grants.list(account.id)] == before
+    await assert_balanced(shop)

@@ -85,6 +85,24 @@ async def test_a_refund_takes_back_what_is_left_and_never_what_was_used(store: S
     assert bonus.number == package.number + 1
 
 
+async def test_a_refund_leaves_what_open_holds_have_and_takes_it_when_it_is_told_again(
+    store: Store, account: Account
+) -> None:
+    given = await store.payments.give(account.id, GROWTH, now_ms=NOW_MS, ref="order 7", actor="cli")
+    package, bonus = given.grants
+    held = {package.number: 1_500_000, bonus.number: 1}
+    part = {"refunded": 900, "now_ms": NOW_MS, "actor": "cli"}
+    await store.payments.refund(given.payment.id, held=held, **part)  # type: ignore[arg-type]
+    assert [each.amount for each in await bought(store, account)] == [1_500_000, 100_000]
+    await store.payments.give(account.id, GROWTH, now_ms=NOW_MS, ref="order 7", actor="cli")  # no refund: takes nothing
+    assert [each.amount for each in await bought(store, account)] == [1_500_000, 100_000]
+    await store.payments.refund(given.payment.id, held={package.number: 7}, **part)  # type: ignore[arg-type]
+    assert [each.amount for each in await bought(store, account)] == [1_000_000, 100_000]
+    await store.payments.refund(given.payment.id, held={package.number: 7}, now_ms=NOW_MS, actor="cli")
+    assert [each.amount for each in await bought(store, account)] == [7, 0]
+    await assert_balanced(store, account)
+
+
 async def test_a_part_refunded_takes_back_that_part_and_the_rest_comes_later(store: Store, account: Account) -> None:
     given = await store.payments.give(account.id, GROWTH, now_ms=NOW_MS, actor="cli")
     for refunded, left in ((600, [1_333_334, 133_334]), (900, [1_000_000, 100_000]), (600, [1_000_000, 100_000])):

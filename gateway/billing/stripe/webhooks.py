@@ -8,6 +8,7 @@ Rules
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -47,7 +48,8 @@ class StripeService:
         desk = self._desk
         try:
             event = await self._placed(event, access)
-            taken = await desk.store.stripe.take(event, livemode=access.livemode, now_ms=desk.now_ms())
+            held = await self._held(event)
+            taken = await desk.store.stripe.take(event, livemode=access.livemode, now_ms=desk.now_ms(), held=held)
         except TollgateError:
             raise
         except Exception as error:
@@ -70,7 +72,12 @@ class StripeService:
         desk, access = self._desk, access_of(self._desk)
         placed = await self._placed((await desk.store.stripe.event(event_id)).event, access)
         taken = await desk.store.stripe.retry(
-            placed, livemode=access.livemode, accept=accept, now_ms=desk.now_ms(), actor=desk.actor
+            placed,
+            livemode=access.livemode,
+            accept=accept,
+            now_ms=desk.now_ms(),
+            actor=desk.actor,
+            held=await self._held(placed),
         )
         await self._told(taken)
         return taken
@@ -91,7 +98,12 @@ class StripeService:
             raise RequestError(f"expected a customer's id (cus_…), found {shown(customer)}", param="customer")
         account = await desk.account(account_ref)
         resumed = await desk.store.stripe.link(
-            customer, account.id, livemode=access_of(desk).livemode, now_ms=desk.now_ms(), actor=desk.actor
+            customer,
+            account.id,
+            livemode=access_of(desk).livemode,
+            now_ms=desk.now_ms(),
+            actor=desk.actor,
+            held={account.id: await desk.held(account.id)},
         )
         for taken in resumed:
             await self._told(taken)
@@ -117,6 +129,11 @@ class StripeService:
             return event
         invoices = [plain(each).get("invoice") for each in found.data]
         return replace(event, fact=replace(fact, invoice=invoices[0])) if invoices and invoices[0] else event
+
+    async def _held(self, event: Event) -> dict[str, Mapping[int, int]]:
+        """What open holds have of the account that the event is about: a refund does not take it."""
+        account_id = await self._desk.store.stripe.concerned(event)
+        return {} if account_id is None else {account_id: await self._desk.held(account_id)}
 
     async def _told(self, taken: Taken) -> None:
         """Redis and the counters, after the commit."""
