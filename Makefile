@@ -7,8 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 PYTEST := $(VENV)/bin/python -m pytest
-# Processes that run tests at once: two, or TEST_PROCESSES=auto for one per core.
-TEST_PROCESSES ?= 2
+# Processes that run tests at once: three, since many wait for a clock or a server; or TEST_PROCESSES=auto for one per core.
+TEST_PROCESSES ?= 3
 
 .DELETE_ON_ERROR:
 .PHONY: help run test test-fast check fuzz bench lock clean
