@@ -387,13 +387,6 @@ class UpstreamInterrupted(UpstreamUnreachable):
     code = "upstream_interrupted"
 
 
-class QuotaExhaustedMidStream(TollgateError):
-    """The quota ended while the answer was streaming."""
-
-    code = "quota_exhausted"
-    status = 429
-
-
 # --- payments ----------------------------------------------------------------------------------------------------
 
 
