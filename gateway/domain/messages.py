@@ -188,7 +188,6 @@ _FIELDS: Final[Mapping[str, Callable[[Catalog, Facts], str | None]]] = MappingPr
         "seconds": lambda _, facts: None if facts.wait_s is None else str(facts.wait_s),
     }
 )
-FIELD_NAMES: Final = tuple(_FIELDS)
 _UNKNOWN: Final[Mapping[str, str]] = MappingProxyType(
     {
         "resets_at": "never",

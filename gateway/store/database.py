@@ -151,15 +151,6 @@ class Database:
                     await connection.rollback()  # nothing is left to roll back after the COMMIT
                     await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
 
-    async def ping(self) -> bool:
-        """Whether the database answers."""
-        try:
-            async with self.read() as connection:
-                await connection.execute(text("SELECT 1"))
-        except StoreUnavailable:
-            return False
-        return True
-
     async def close(self) -> None:
         if self._thread is not None:
             await self._thread.close()
