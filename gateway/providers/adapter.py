@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from gateway.domain.usage import Outcome, Usage
+from gateway.domain.usage import Outcome
 from gateway.errors import TollgateError
 from gateway.providers.families import Family
 
@@ -87,19 +87,13 @@ class Adapter(Protocol):
         """The body for the upstream: as received unless ``model`` (alias), ``output_tokens_max`` (injected or clamped,
         in the field the client sent, else ``output_field`` or the dialect's default) or include_usage must change."""
 
-    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
+    def scanner(self, call: Call, *, content_type: str, input_tokens: int, family: Family) -> Scanner:
         """``input_tokens`` is the estimate from before the call, ``family`` the tokenizer: both for cut answers."""
-
-    def usage_from_json(self, body: bytes) -> Usage | None:
-        """The usage of a whole JSON answer; None when it reports none."""
 
     def error_body(self, error: TollgateError, request_id: str) -> bytes: ...
 
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """A mid-stream error in this dialect; ``scanner`` knows the number of the event (Responses)."""
-
-    def clean_end(self, scanner: Scanner) -> bytes:
-        """The events that end a stream for ``max_tokens`` / ``length`` / ``incomplete`` after what was sent so far."""
 
     def rate_limit_headers(
         self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int

@@ -1,11 +1,11 @@
-"""Answers that are no event stream: whole JSON bodies, and errors.
+"""Answers that are no event stream: whole JSON bodies.
 
 Rules
 1. A JSON answer passes as it comes; up to ``BODY_BYTES_MAX`` of it are kept to be parsed, of a larger one a window
    before its end, where usage stands.
-2. An error is never served: whatever its body says, nothing is charged.
+2. A body that is an error was not served: nothing is charged.
 
-Not here: streams (``sse``), what a usage object means (the adapters).
+Not here: streams (``sse``), errors by their status (``proxy.forward``), what a usage object means (the adapters).
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import orjson
 
 from gateway.domain.usage import AtLeast, Basis, Exact, NotServed, Outcome, Usage
 from gateway.providers.families import Family
-from gateway.providers.sse import WINDOW_BYTES, last_usage, unescaped
+from gateway.providers.sse import OPAQUE_BYTES_PER_TOKEN, WINDOW_BYTES, last_usage, unescaped
 from gateway.providers.tokens import count_text
 
 BODY_BYTES_MAX = 1_048_576
-_OPAQUE_BYTES_PER_TOKEN = 4
 _TOKENS_MAX = 2**53 - 1
 
 UsageOf = Callable[[dict[str, Any]], Usage | None]
@@ -107,7 +106,7 @@ class WholeScanner:
         if texts is None:
             texts = [unescaped(piece) for piece in self._text.findall(self._body)]
         seen = self._family.scale(sum(count_text(text, self._family.encoding) for text in texts))
-        return seen + (self._bytes - len(self._body)) // _OPAQUE_BYTES_PER_TOKEN
+        return seen + (self._bytes - len(self._body)) // OPAQUE_BYTES_PER_TOKEN
 
     def outcome(self) -> Outcome:
         """What is known now about the usage."""
@@ -127,7 +126,7 @@ class WholeScanner:
             return NotServed()
         output = self.output_tokens_seen()
         if not output and content is None:  # nothing that we can read: bytes are all there is to go by
-            output = -(-self._bytes // _OPAQUE_BYTES_PER_TOKEN)
+            output = -(-self._bytes // OPAQUE_BYTES_PER_TOKEN)
             return AtLeast(Usage(input=self._input_tokens, output=output), Basis.ESTIMATED)
         basis = Basis.COUNTED if output and not self._is_large else Basis.ESTIMATED
         return AtLeast(Usage(input=self._input_tokens, output=output), basis)
@@ -140,35 +139,3 @@ class WholeScanner:
                 return None
             self._content = content if isinstance(content, dict) else None
         return self._content
-
-
-class RefusedScanner:
-    """Follows an upstream's error: it passes, and nothing was served."""
-
-    __slots__ = ("_finished", "_given", "failed")
-
-    def __init__(self) -> None:
-        self.failed = True
-        self._given = False
-        self._finished = False
-
-    def feed(self, chunk: bytes) -> bytes:
-        self._given = True
-        return chunk
-
-    def finish(self) -> bytes:
-        self._finished = True
-        return b""
-
-    @property
-    def complete(self) -> bool:
-        return self._finished
-
-    def event_boundary(self) -> bool:
-        return not self._given
-
-    def output_tokens_seen(self) -> int:
-        return 0
-
-    def outcome(self) -> Outcome:
-        return NotServed()

@@ -28,8 +28,6 @@ from gateway.providers.families import Family, family
 from gateway.providers.sse import StreamScanner
 
 _TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
-_BLOCK = b'"content_block_'  # start, delta or stop: once per event, in its type
-_INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
 
 
 def usage_of(usage: dict[str, Any]) -> Usage | None:
@@ -60,15 +58,13 @@ class MessagesScanner(StreamScanner):
     SERVED: ClassVar[tuple[bytes, ...]] = (b"message_start", b"content_block_", b"message_delta")
     TEXT: ClassVar[re.Pattern[bytes]] = _TEXT
 
-    __slots__ = ("model", "open_block", "reported", "started", "stopped")
+    __slots__ = ("reported", "started", "stopped")
 
-    def __init__(self, model: str, input_tokens: int, of: Family) -> None:
+    def __init__(self, input_tokens: int, of: Family) -> None:
         super().__init__(input_tokens, of)
-        self.model = model
         self.reported: dict[str, Any] = {}  # usage so far, later numbers over earlier ones
         self.started = False  # message_start went by
         self.stopped = False  # the final totals went by
-        self.open_block: int | None = None
 
     def _on_event(self, name: bytes, content: dict[str, Any]) -> None:
         match content.get("type"):
@@ -94,16 +90,6 @@ class MessagesScanner(StreamScanner):
         if usage is not None and b"message_" in head:
             self._report(usage)
 
-    def _note(self, data: bytes) -> None:
-        """Which content block is open: the last event of one tells."""
-        at = data.rfind(_BLOCK)
-        if at < 0:
-            return
-        start, end = data.rfind(b"\n", 0, at) + 1, data.find(b"\n", at)
-        index = _INDEX.search(data, start, end if end >= 0 else len(data))
-        is_open = index is not None and not data.startswith(b"stop", at + len(_BLOCK))
-        self.open_block = int(index[1]) if index is not None and is_open else None
-
     def _outcome(self) -> Outcome:
         usage = usage_of(self.reported)
         if usage is not None and self.stopped:
@@ -117,28 +103,6 @@ class MessagesScanner(StreamScanner):
         known["output_tokens"] = output
         counted = usage_of(known) or Usage(input=self.input_tokens, output=output)
         return AtLeast(counted, self._counted_basis(visible))
-
-    def ending(self) -> list[dict[str, Any]]:
-        """The events that make a whole message of what was sent so far."""
-        seen = self.output_tokens_seen()
-        ending: list[dict[str, Any]] = []
-        if not self.started:
-            usage = {"input_tokens": self.input_tokens, "output_tokens": 0}
-            message: dict[str, Any] = {
-                "id": "msg_tollgate",
-                "type": "message",
-                "role": "assistant",
-                "content": [],
-                "usage": usage,
-            }
-            message |= {"model": self.model, "stop_reason": None, "stop_sequence": None}
-            ending.append({"type": "message_start", "message": message})
-        if self.open_block is not None:
-            ending.append({"type": "content_block_stop", "index": self.open_block})
-        if not self.stopped:
-            delta = {"stop_reason": "max_tokens", "stop_sequence": None}
-            ending.append({"type": "message_delta", "delta": delta, "usage": {"output_tokens": seen}})
-        return ending if self.done else [*ending, {"type": "message_stop"}]
 
 
 class AnthropicMessages(Dialect):
@@ -219,7 +183,7 @@ class AnthropicMessages(Dialect):
         return texts + [bodies.as_text(block["input"]) for block in blocks if block.get("input") is not None]
 
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
-        return MessagesScanner(call.model, input_tokens, family)
+        return MessagesScanner(input_tokens, family)
 
     def error_body(self, error: TollgateError, request_id: str) -> bytes:
         return orjson.dumps(spelling.anthropic_error(error, request_id))
@@ -227,11 +191,6 @@ class AnthropicMessages(Dialect):
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """``event: error``; the SDK raises its status error from it."""
         return spelling.sse(spelling.anthropic_error(error, request_id), "error")
-
-    def clean_end(self, scanner: Scanner) -> bytes:
-        """content_block_stop, message_delta with stop_reason max_tokens and the usage so far, message_stop."""
-        assert isinstance(scanner, MessagesScanner)
-        return b"".join(spelling.sse(event, str(event["type"])) for event in scanner.ending())
 
     def rate_limit_headers(
         self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int

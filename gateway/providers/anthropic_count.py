@@ -35,6 +35,6 @@ class AnthropicCount(AnthropicMessages):
         """Raises BadRequest."""
         return self.parse_count(body, headers)
 
-    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
+    def scanner(self, call: Call, *, content_type: str, input_tokens: int, family: Family) -> Scanner:
         """Never a stream."""
         return CountScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family, texts_of=self.texts_of)

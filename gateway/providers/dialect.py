@@ -11,13 +11,13 @@ from gateway.domain.usage import Usage
 from gateway.errors import TollgateError
 from gateway.providers import spelling
 from gateway.providers.adapter import Call, Scanner
-from gateway.providers.answers import RefusedScanner, WholeScanner, part_in
+from gateway.providers.answers import WholeScanner
 from gateway.providers.families import Family
 from gateway.providers.rewriting import with_fields
 
 
 class Dialect:
-    """The base of every adapter: which scanner follows an answer, and the usage of a whole one."""
+    """The base of every adapter: which scanner follows an answer."""
 
     name: str
     route: str
@@ -26,21 +26,11 @@ class Dialect:
     free: bool = False
     ANSWER_TEXT: ClassVar[re.Pattern[bytes]]  # group 1: a piece of visible output in a whole JSON answer
 
-    def scanner(self, call: Call, *, status: int, content_type: str, input_tokens: int, family: Family) -> Scanner:
-        """Follows an answer of this status and type; without a type, what was asked for is taken for granted."""
-        if status >= 400:
-            return RefusedScanner()
+    def scanner(self, call: Call, *, content_type: str, input_tokens: int, family: Family) -> Scanner:
+        """Follows an answer of this type; without a type, what was asked for is taken for granted."""
         if "event-stream" in content_type or (not content_type and call.stream):
             return self._stream_scanner(call, input_tokens, family)
         return WholeScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family, texts_of=self.texts_of)
-
-    def usage_from_json(self, body: bytes) -> Usage | None:
-        """The usage of a whole JSON answer; None when it reports none."""
-        try:
-            content = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            return None
-        return self.usage_of(part_in(content, "usage")) if isinstance(content, dict) else None
 
     def usage_of(self, reported: dict[str, Any]) -> Usage | None:
         """Our kinds of tokens from a usage object of this dialect; None unless input and output are both there."""

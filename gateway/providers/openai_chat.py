@@ -29,7 +29,6 @@ from gateway.providers.openai_input import read_chat
 from gateway.providers.sse import TAIL_BYTES_MAX, WHOLE, StreamScanner, event_data, events
 
 _TEXT = re.compile(rb'"(?:content|arguments|reasoning_content|reasoning|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
-_CHOSEN = re.compile(rb'"choices"\s*:\s*\[\s*\{')
 _USAGE_KEY = b'_tokens"'  # prompt_, completion_, total_: in a usage object always, elsewhere only escaped
 _OUTPUT_FIELDS = ("max_completion_tokens", "max_tokens")
 
@@ -64,14 +63,12 @@ class ChatScanner(StreamScanner):
     SERVED: ClassVar[tuple[bytes, ...]] = (b'"choices"',)
     TEXT: ClassVar[re.Pattern[bytes]] = _TEXT
 
-    __slots__ = ("_call", "_exact", "_usage", "opening")
+    __slots__ = ("_exact", "_usage")
 
-    def __init__(self, call: Call, input_tokens: int, of: Family) -> None:
-        super().__init__(input_tokens, of, choices=call.choices)
-        self._call = call
+    def __init__(self, choices: int, input_tokens: int, of: Family) -> None:
+        super().__init__(input_tokens, of, choices=choices)
         self._usage: Usage | None = None
         self._exact = False
-        self.opening: dict[str, Any] = {}  # the first chunk: id, created, model
 
     def _on_event(self, name: bytes, content: dict[str, Any]) -> None:
         if content.get("error"):
@@ -94,19 +91,6 @@ class ChatScanner(StreamScanner):
         if found is not None:
             self._usage = found
 
-    def _note(self, data: bytes) -> None:
-        """The first chunk names the completion."""
-        if self.opening or not _CHOSEN.search(data):
-            return
-        for event in events(data):
-            if _CHOSEN.search(event):
-                try:
-                    content = orjson.loads(event_data(event)[1])
-                except orjson.JSONDecodeError:
-                    return
-                self.opening = {name: content.get(name) for name in ("id", "created", "model")}
-                return
-
     def _outcome(self) -> Outcome:
         usage = self._usage
         if usage is not None and (self._exact or self.done):
@@ -118,29 +102,6 @@ class ChatScanner(StreamScanner):
             output = max(visible, usage.output)
             return AtLeast(replace(usage, output=output), self._counted_basis(output))
         return AtLeast(Usage(input=self.input_tokens, output=visible), self._counted_basis(visible))
-
-    def ending(self) -> bytes:
-        """Chunks that end the stream for ``length``."""
-        seen = self.output_tokens_seen()
-        head = {
-            "id": self.opening.get("id") or "chatcmpl-tollgate",
-            "object": "chat.completion.chunk",
-            "created": self.opening.get("created") or 0,
-            "model": self.opening.get("model") or self._call.model,
-        }
-        choices: list[dict[str, Any]] = [
-            {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
-            for index in range(self._call.choices)
-        ]
-        out = spelling.sse({**head, "choices": choices})
-        if self._call.stream and not self._call.usage_hidden:
-            usage = {
-                "prompt_tokens": self.input_tokens,
-                "completion_tokens": seen,
-                "total_tokens": self.input_tokens + seen,
-            }
-            out += spelling.sse({**head, "choices": [], "usage": usage})
-        return out + b"data: [DONE]\n\n"
 
 
 class HidingChatScanner(ChatScanner):
@@ -241,13 +202,8 @@ class OpenAIChat(OpenAIDialect):
 
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
         kind = HidingChatScanner if call.usage_hidden else ChatScanner
-        return kind(call, input_tokens, family)
+        return kind(call.choices, input_tokens, family)
 
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """``data: {"error":…}``; the SDK raises APIError from it."""
         return spelling.sse(spelling.openai_error(error, request_id))
-
-    def clean_end(self, scanner: Scanner) -> bytes:
-        """A chunk with finish_reason ``length`` for every choice, the usage chunk if the client asked, [DONE]."""
-        assert isinstance(scanner, ChatScanner)
-        return scanner.ending()

@@ -28,7 +28,6 @@ _DELTA = re.compile(rb'"delta"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 _TEXT = re.compile(rb'"(?:text|arguments|refusal)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 _FINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
-_ECHO_CHARACTERS_MAX = 256
 _CONTEXT_FIELDS = ("previous_response_id", "conversation")
 
 
@@ -58,27 +57,22 @@ class ResponsesScanner(StreamScanner):
     SERVED: ClassVar[tuple[bytes, ...]] = (b'"response.',)
     TEXT: ClassVar[re.Pattern[bytes]] = _DELTA
 
-    __slots__ = ("_model", "_usage", "opening", "sequence_number")
+    __slots__ = ("_usage", "sequence_number")
 
-    def __init__(self, model: str, input_tokens: int, of: Family) -> None:
+    def __init__(self, input_tokens: int, of: Family) -> None:
         super().__init__(input_tokens, of)
-        self._model = model
         self._usage: Usage | None = None
-        self.opening: dict[str, Any] = {}  # the response as it began, its small fields
         self.sequence_number = -1
 
     def _on_event(self, name: bytes, content: dict[str, Any]) -> None:
         kind = content.get("type")
-        response = part_in(content, "response")
         if kind == "error":
             self.failed = True
         elif kind in _FINAL:
             self.done = True
             self.failed = self.failed or kind == "response.failed"
-            usage = usage_of(part_in(response, "usage"))
+            usage = usage_of(part_in(part_in(content, "response"), "usage"))
             self._usage = usage if usage is not None else self._usage
-        elif response and not self.opening:
-            self.opening = _small(response)
 
     def _on_giant(self, head: bytes, usage: dict[str, Any] | None) -> None:
         self.served = self.served or b'"response.' in head
@@ -106,44 +100,6 @@ class ResponsesScanner(StreamScanner):
         """The sequence number of an event of our own."""
         self._digest()
         return self.sequence_number + 1
-
-    def ending(self) -> bytes:
-        """The event that ends the stream for ``max_output_tokens``."""
-        seen = self.output_tokens_seen()
-        response = {
-            "id": "resp_tollgate",
-            "object": "response",
-            "created_at": 0,
-            "model": self._model,
-            "parallel_tool_calls": True,
-            "tool_choice": "auto",
-            **self.opening,
-            "status": "incomplete",
-            "error": None,
-            "incomplete_details": {"reason": "max_output_tokens"},
-            "output": [],
-            "tools": [],
-            "usage": {
-                "input_tokens": self.input_tokens,
-                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-                "output_tokens": seen,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": self.input_tokens + seen,
-            },
-        }
-        event = {"type": "response.incomplete", "sequence_number": self.next_number(), "response": response}
-        return spelling.sse(event, "response.incomplete")
-
-
-def _small(response: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a response that are short, so that a stream keeps little of what it echoes."""
-    return {
-        name: value
-        for name, value in response.items()
-        if value is None
-        or isinstance(value, (bool, int, float))
-        or (isinstance(value, str) and len(value) <= _ECHO_CHARACTERS_MAX)
-    }
 
 
 class OpenAIResponses(OpenAIDialect):
@@ -192,7 +148,7 @@ class OpenAIResponses(OpenAIDialect):
         return spliced(call, changes)
 
     def _stream_scanner(self, call: Call, input_tokens: int, family: Family) -> Scanner:
-        return ResponsesScanner(call.model, input_tokens, family)
+        return ResponsesScanner(input_tokens, family)
 
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """``event: error``. The member ``error`` is what makes the SDK raise; the rest is the documented event."""
@@ -207,8 +163,3 @@ class OpenAIResponses(OpenAIDialect):
             "error": inner,
         }
         return spelling.sse(event, "error")
-
-    def clean_end(self, scanner: Scanner) -> bytes:
-        """``response.incomplete`` for max_output_tokens."""
-        assert isinstance(scanner, ResponsesScanner)
-        return scanner.ending()

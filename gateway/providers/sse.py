@@ -40,7 +40,7 @@ HELD_BYTES_MAX = 16_384
 EVENT_BYTES_MAX = 262_144  # a larger event is not parsed as a whole: its end is searched through a window
 WINDOW_BYTES = 32_768
 _HEAD_BYTES = 512
-_OPAQUE_BYTES_PER_TOKEN = 4  # text inside a giant event, which is not decoded
+OPAQUE_BYTES_PER_TOKEN = 4  # of what is not decoded: text inside a giant event
 
 WHOLE = (b"\n\n", b"\r\n\r\n")
 _END = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
@@ -295,7 +295,7 @@ class StreamScanner:
         opaque_bytes = self._opaque_bytes
         if self._given and self._is_output(self._opening()):
             opaque_bytes += len(self._held)
-        return self._family.scale(counted) + opaque_bytes // _OPAQUE_BYTES_PER_TOKEN
+        return self._family.scale(counted) + opaque_bytes // OPAQUE_BYTES_PER_TOKEN
 
     def _counted_basis(self, output_tokens: int) -> Basis:
         """Counted, unless nothing could be seen or a part was too large to be decoded."""
@@ -344,7 +344,7 @@ class StreamScanner:
         """A giant event ended: its first bytes, and the last usage object near its end."""
 
     def _note(self, data: bytes) -> None:
-        """Whole events are about to be forgotten: remember what a clean end will need."""
+        """Whole events are about to be forgotten: remember what an event of our own will need."""
 
     def _is_output(self, head: bytes) -> bool:
         """Is it visible output that makes a giant event so large? Then its text begins in the head and goes on."""

@@ -136,7 +136,6 @@ class Exchange:
             raise UpstreamUnreachable("The provider sent an encoded answer that was not asked for.")
         self.scanner = self.adapter.scanner(
             self.asked.call,
-            status=forwarded.reply.status,
             content_type=forwarded.reply.headers.get("Content-Type", ""),
             input_tokens=self.bound.input_counted,
             family=self.bound.family,

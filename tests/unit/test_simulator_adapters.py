@@ -141,7 +141,7 @@ def outcome(case: Case, answer: aiohttp.ClientResponse, parts: list[bytes], *, s
     adapter = ADAPTERS[path]
     call = adapter.parse(orjson.dumps({**fields, "stream": stream}), {"anthropic-version": "2023-06-01"})
     of = family(call.model)
-    scanner = adapter.scanner(call, status=200, content_type=answer.headers["content-type"], input_tokens=1, family=of)
+    scanner = adapter.scanner(call, content_type=answer.headers["content-type"], input_tokens=1, family=of)
     for part in parts:
         scanner.feed(part)
     return scanner.outcome()

@@ -47,7 +47,6 @@ class Golden:
         call.usage_hidden = hidden
         return self.adapter.scanner(
             call,
-            status=200,
             content_type="text/event-stream; charset=utf-8" if self.is_stream else "application/json",
             input_tokens=INPUT_ESTIMATE,
             family=family(self.expected["model"]),

@@ -151,18 +151,3 @@ def test_a_whole_answer_that_breaks_off_is_counted_by_what_came(golden: Golden) 
         assert not scanner.complete
         assert 0 < outcome.usage.output <= max(cut, whole.output_tokens_seen() + 4)  # half a word, half an escape
     assert scanner.output_tokens_seen() == whole.output_tokens_seen() > 0
-
-
-@every_answer
-def test_an_upstream_error_status_is_never_served(golden: Golden) -> None:
-    call = golden.scanner()
-    scanner = golden.adapter.scanner(
-        None,  # type: ignore[arg-type]
-        status=529,
-        content_type="application/json",
-        input_tokens=5,
-        family=call._family,  # type: ignore[attr-defined]
-    )
-    assert run(scanner, [golden.data]) == golden.data
-    assert scanner.outcome() == NotServed()
-    assert scanner.output_tokens_seen() == 0

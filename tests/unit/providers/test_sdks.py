@@ -239,49 +239,6 @@ def test_a_responses_error_event_goes_on_with_the_numbering() -> None:
     STRICT["openai_responses", True].validate_python(content)
 
 
-@pytest.mark.parametrize("count", range(20))
-def test_a_clean_end_of_messages_is_a_whole_message(count: int) -> None:
-    scanner, begun = cut_after("anthropic", "thinking_tool.sse", count)
-    data = begun + ADAPTERS["anthropic"].clean_end(scanner)
-    client = anthropic_client(stream_of(data))
-    with client.messages.stream(model="m", max_tokens=9, messages=MESSAGES) as stream:
-        message = stream.get_final_message()
-    if count <= 16:  # later ones hold the provider's own message_delta
-        assert message.stop_reason == "max_tokens"
-        assert message.usage.output_tokens == scanner.output_tokens_seen()
-    starts = sum(event.type == "content_block_start" for event in read("anthropic", data))
-    assert starts == sum(event.type == "content_block_stop" for event in read("anthropic", data))
-
-
-@pytest.mark.parametrize("asked_for_usage", [True, False])
-def test_a_clean_end_of_chat_is_a_finished_completion(asked_for_usage: bool) -> None:
-    golden = next(golden for golden in STREAMS if golden.name == "two_choices.sse")
-    scanner = golden.scanner(hidden=not asked_for_usage)
-    begun = scanner.feed(b"".join(list(events(golden.data))[:6]))
-    chunks = read("openai_chat", begun + ADAPTERS["openai_chat"].clean_end(scanner))
-    last = chunks[-2] if asked_for_usage else chunks[-1]
-    assert [(choice.index, choice.finish_reason) for choice in last.choices] == [(0, "length"), (1, "length")]
-    assert (last.id, last.created, last.model) == ("chatcmpl-123", 1694268190, "gpt-4o-mini")
-    if asked_for_usage:
-        assert chunks[-1].usage.completion_tokens == scanner.output_tokens_seen() > 0
-    for chunk in chunks:
-        STRICT["openai_chat", True].validate_python(chunk.model_dump())
-
-
-@pytest.mark.parametrize("count", range(1, 8))
-def test_a_clean_end_of_responses_is_an_incomplete_response(count: int) -> None:
-    scanner, begun = cut_after("openai_responses", "hello.sse", count)
-    end = ADAPTERS["openai_responses"].clean_end(scanner)
-    last = read("openai_responses", begun + end)[-1]
-    assert last.type == "response.incomplete"
-    assert last.sequence_number == count
-    assert last.response.status == "incomplete"
-    assert last.response.incomplete_details.reason == "max_output_tokens"
-    assert last.response.id.startswith("resp_67c9fdcecf488190")
-    assert last.response.usage.output_tokens == scanner.output_tokens_seen()
-    STRICT["openai_responses", True].validate_python(json.loads(event_data(end)[1]))
-
-
 # --- models ------------------------------------------------------------------------------------------------------
 
 

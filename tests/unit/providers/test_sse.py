@@ -23,7 +23,7 @@ def scanner_of(dialect: str, *, hidden: bool = False) -> Scanner:
     call = call_of(dialect, MODELS[dialect])
     call.usage_hidden = hidden
     return ADAPTERS[dialect].scanner(
-        call, status=200, content_type="text/event-stream", input_tokens=11, family=family(call.model)
+        call, content_type="text/event-stream", input_tokens=11, family=family(call.model)
     )
 
 
