@@ -6,6 +6,7 @@ Rules
    The engine's scripts sort by the same three numbers.
 3. A grant's ``key`` is unique within its account: whoever notices a turn first inserts it, everybody else finds it.
    ``once`` is keyed by the plan alone, so that an account gets it once for ever, whatever it subscribes to in between.
+   Keys that operators choose have a prefix of their own: none of them can stand in the way of one of ours.
 4. Default priorities burn what is lost soonest first and what was paid for apart last.
 
 Not here: rows and transactions (``store``), and when a period is over (``turns``).
@@ -36,6 +37,7 @@ PRIORITY: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 BESIDE_ALLOWANCE: Final = ("overage", "rollover")  # a period has these besides what its plan allows
+BY_HAND: Final = "gift:"  # before the keys that operators choose
 _NEVER: Final = 2**63
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Row, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.domain.accounts import GrantState
-from gateway.domain.grants import PRIORITY, NewGrant, burn_key, is_open
+from gateway.domain.grants import BY_HAND, PRIORITY, NewGrant, burn_key, is_open
 from gateway.domain.ledger import Entry, Kind
 from gateway.domain.units import AMOUNT_MAX
 from gateway.errors import BadRequest, Conflict, NotFound
@@ -63,7 +63,8 @@ class Grants:
         """
         _check_amount(amount)
         burns = PRIORITY.get(source, PRIORITY["gift"]) if priority is None else priority
-        grant = NewGrant(key or new_id(), wallet, amount, source, burns, starts_at_ms or now_ms, expires_at_ms)
+        own = f"{BY_HAND}{key or new_id()}"
+        grant = NewGrant(own, wallet, amount, source, burns, starts_at_ms or now_ms, expires_at_ms)
         async with self._database.write() as connection:
             account = await lock_account(connection, account_id)
             made = await insert_grants(connection, account, (grant,), now_ms=now_ms, reason=reason)

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from gateway.domain import tidings
 from gateway.domain.accounts import Account, Subscription, SubscriptionStatus
 from gateway.domain.alerts import TRIAL_EXPIRED, trial_key
-from gateway.domain.grants import period_grants
+from gateway.domain.grants import BY_HAND, period_grants
 from gateway.domain.plans import Catalog, Plan, is_trial
 from gateway.domain.proration import is_downgrade
 from gateway.domain.turns import Stay, Turned, begin, covered_until_ms, decide, end_now, goes_on, renewed
@@ -398,5 +398,6 @@ async def _had_trial(connection: AsyncConnection, catalog: Catalog, account_id: 
         return True
     trials = [plan.name for plan in catalog.plans.values() if is_trial(catalog, plan)]
     keyed = or_(*(grants.c.key.contains(f":{name}:", autoescape=True) for name in trials))
-    granted = select(grants.c.number).where(grants.c.account_id == account_id, keyed).limit(1)
+    ours = ~grants.c.key.startswith(BY_HAND)  # an operator's key may name a plan, too
+    granted = select(grants.c.number).where(grants.c.account_id == account_id, keyed, ours).limit(1)
     return (await connection.execute(granted)).first() is not None

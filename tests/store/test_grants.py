@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.domain.periods import Period
 from gateway.domain.plans import Catalog
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.store.store import Store
@@ -41,6 +42,29 @@ async def test_the_same_key_grants_once(store: Store) -> None:
     assert [grant.amount for grant in await store.grants.list(account.id)] == [6_000_000, 500]
     assert len(await store.state.pushes()) == 1
     await _no_differences(store)
+
+
+@pytest.mark.parametrize("key", ["once:once:tokens", "{subscription}:pro:{ends}:tokens", "trial:1", "a:trial:b"])
+async def test_a_key_that_an_operator_chose_stands_in_the_way_of_nothing(place: Place, key: str) -> None:
+    """Not of what a plan grants once, nor of a period, and it is no trial that the account has had."""
+    plans = catalogs.catalog(
+        catalogs.trial(),
+        catalogs.plan("pro", allowance={"tokens": 500}),
+        catalogs.plan("once", period=Period("once"), allowance={"tokens": 100}),
+    )
+    async with stores.opened(place.url, place.folder, catalog=plans) as store:
+        account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
+        ends_ms = account.subscription.period_ends_at_ms
+        own = key.format(subscription=account.subscription.id, ends=ends_ms)
+        asked: dict[str, Any] = {"wallet": "tokens", "amount": 5, "now_ms": NOW_MS, "key": own}
+        gift = await store.grants.add(account.id, **asked)
+        await store.subscriptions.turn(account.id, now_ms=ends_ms)
+        await store.subscriptions.change(account.id, "once", now_ms=ends_ms, at_end=False)
+        await store.subscriptions.change(account.id, "trial", now_ms=ends_ms, at_end=False)
+        granted = [(grant.source, grant.amount) for grant in await store.grants.list(account.id)]
+        assert granted == [("plan", 500), ("gift", 5), ("plan", 500), ("plan", 100), ("plan", 6_000_000)]
+        assert (await store.grants.add(account.id, **asked)).number == gift.number
+        await _no_differences(store)
 
 
 @pytest.mark.parametrize("amount", [0, -5, 2**53])
