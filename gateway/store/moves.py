@@ -161,7 +161,8 @@ async def move(
 
 
 async def close_plan(connection: AsyncConnection, account_id: str, subscription_id: str, now_ms: int) -> None:
-    """End what a plan granted, and the adjustments to it. What was granted once for ever stays the account's."""
+    """End what a plan granted, and the adjustments to it: whatever has an end, also support's, changed this plan.
+    What was granted once for ever stays the account's."""
     found = await connection.execute(
         select(grants).where(
             grants.c.account_id == account_id,

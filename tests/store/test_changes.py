@@ -76,6 +76,18 @@ async def test_an_upgrade_starts_now_with_the_whole_allowance_and_credits_the_un
     await _audited(store)
 
 
+async def test_what_was_adjusted_ends_with_its_plan_and_gifts_and_adjustments_without_an_end_stay(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="lite")
+    give: dict[str, Any] = {"wallet": "tokens", "now_ms": NOW_MS}
+    ends_ms = account.subscription.period_ends_at_ms
+    await store.grants.adjust(account.id, amount=10, expires_at_ms=ends_ms, **give)
+    await store.grants.adjust(account.id, amount=20, **give)
+    await store.grants.add(account.id, amount=30, expires_at_ms=ends_ms, **give)
+    await store.subscriptions.change(account.id, "pro", now_ms=HALF_MS)
+    assert await _open(store, account, HALF_MS) == [("adjustment", 20, 0), ("gift", 30, 0), ("plan", 500, 0)]
+    await _audited(store)
+
+
 async def test_a_downgrade_waits_for_the_periods_end(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="pro")
     change = await store.subscriptions.change(account.id, "lite", now_ms=HALF_MS)

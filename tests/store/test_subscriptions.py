@@ -281,3 +281,16 @@ async def test_a_trial_is_had_once_also_when_its_subscription_went_on(place: Pla
             for at_end in (False, True):
                 with pytest.raises(BadRequest, match="has had its Trial"):
                     await store.subscriptions.change(account.id, "trial", now_ms=NOW_MS + 9 * DAY_MS, at_end=at_end)
+
+
+async def test_debt_is_carried_to_what_is_open_in_the_order_in_which_it_burns(store: Store) -> None:
+    """And what none of it can bear, to what comes after that."""
+    account = await store.accounts.create("Acme", now_ms=NOW_MS, plan="carrier")
+    await store.grants.add(account.id, wallet="tokens", amount=500, now_ms=NOW_MS)
+    await store.writer.commit([charge(account, (1, 1000 + 1600))])
+    left = []
+    for months in (1, 2):
+        at_ms = NOW_MS + months * MONTH_MS
+        await store.subscriptions.turn(account.id, now_ms=at_ms)
+        left.append({grant.source: grant.amount - grant.used for grant in await _open(store, account, at_ms)})
+    assert left == [{"plan": 0, "gift": 0}, {"plan": 900, "gift": 0}]
