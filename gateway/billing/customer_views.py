@@ -13,10 +13,10 @@ from math import lcm
 
 from gateway.billing.outlook import Forecast, Outlook, Standing, Use
 from gateway.billing.reports import WalletBalance
-from gateway.billing.views import View, account_view, balance_view, quantity, when
+from gateway.billing.views import View, account_view, balance_view, is_endless_wallet, quantity, when
 from gateway.domain.plans import UNLIMITED, ByCard, Catalog, Feature, Fixed, PerThousandTokens, PerUse, Service
 from gateway.domain.rates import RateCard
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter, format_duration, plain
+from gateway.domain.units import Meter, format_duration, plain
 
 _PER = 1_000_000  # tokens: what card prices are told per
 
@@ -44,7 +44,7 @@ def _use_view(wallet: WalletBalance, use: Use, meter: Meter | None) -> View:
 
 def _tokens_view(wallet: WalletBalance, use: Use, meter: Meter) -> View:
     """The wallet's amounts in tokens; parts of a token are dropped."""
-    endless = is_endless(wallet)
+    endless = is_endless_wallet(wallet)
     return {
         "available": UNLIMITED if endless else meter.tokens(wallet.available),
         "granted": UNLIMITED if endless else meter.tokens(wallet.granted),
@@ -53,10 +53,6 @@ def _tokens_view(wallet: WalletBalance, use: Use, meter: Meter) -> View:
         "lifetime_used": meter.tokens(use.lifetime),
         "period_used": meter.tokens(use.period),
     }
-
-
-def is_endless(wallet: WalletBalance) -> bool:
-    return any(each.grant.amount >= UNLIMITED_AMOUNT for each in wallet.grants)
 
 
 def subscription_view(standing: Standing, catalog: Catalog, now_ms: int) -> View:
@@ -99,7 +95,7 @@ def subscription_view(standing: Standing, catalog: Catalog, now_ms: int) -> View
 
 
 def _limit_view(wallet: WalletBalance, meter: Meter | None) -> View:
-    endless = is_endless(wallet)
+    endless = is_endless_wallet(wallet)
     return {
         "wallet": wallet.wallet,
         "limit": UNLIMITED if endless else quantity(meter, wallet.granted),
@@ -122,7 +118,7 @@ def forecast_view(forecast: Forecast, catalog: Catalog) -> View:
 def _outlook_view(outlook: Outlook, meter: Meter | None) -> View:
     return {
         "wallet": outlook.wallet.wallet,
-        "available": UNLIMITED if is_endless(outlook.wallet) else quantity(meter, outlook.wallet.available),
+        "available": UNLIMITED if is_endless_wallet(outlook.wallet) else quantity(meter, outlook.wallet.available),
         "used_recently": quantity(meter, outlook.pace.used),
         "per_day": quantity(meter, outlook.pace.per_day),
         "runs_out_at": None if outlook.runs_out_at_ms is None else when(outlook.runs_out_at_ms),

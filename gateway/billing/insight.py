@@ -21,7 +21,7 @@ from gateway.domain.accounts import Account
 from gateway.domain.forecast import Left, Pace
 from gateway.domain.periods import DAY_MS
 from gateway.domain.plans import Catalog
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter
+from gateway.domain.units import Meter, is_endless
 from gateway.store.insight import FeatureUse, OpenGrant, Recent, UserUse
 
 USED_PERMILLE: Final = 800
@@ -86,7 +86,7 @@ class InsightService:
         suspects = []
         for about, own in wallets.items():
             granted, used = sum(each.amount for each in own), sum(each.used for each in own)
-            if not 0 < granted < UNLIMITED_AMOUNT:
+            if granted <= 0 or is_endless(granted):
                 continue
             found = paces.get(about)
             pace = forecast.pace_of(found.charged, found.first_at_ms, now_ms) if found else Pace(0, DAY_MS)

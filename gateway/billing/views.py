@@ -21,7 +21,7 @@ from gateway.domain.periods import rfc3339
 from gateway.domain.plans import CUSTOM, UNLIMITED, Catalog, Limits, Overage, Plan, Prepay, Rollover, is_trial
 from gateway.domain.proration import price_of
 from gateway.domain.turns import Stay, decide
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter, plain
+from gateway.domain.units import Meter, is_endless, plain
 from gateway.domain.usage import Usage
 from gateway.store.keys import Key
 from gateway.store.ledger import AuditLine, Transaction
@@ -97,7 +97,7 @@ def holdings_view(wallets: Sequence[Holding], catalog: Catalog) -> list[View]:
         {
             "wallet": each.wallet,
             "limit": UNLIMITED
-            if each.limit >= UNLIMITED_AMOUNT
+            if is_endless(each.limit)
             else quantity(catalog.meters.get(each.wallet), each.limit),
             "used": quantity(catalog.meters.get(each.wallet), each.used),
             "overage_used": quantity(catalog.meters.get(each.wallet), each.overage),
@@ -249,8 +249,12 @@ def balance_view(balance: Balance, catalog: Catalog, now_ms: int) -> View:
     }
 
 
+def is_endless_wallet(wallet: WalletBalance) -> bool:
+    return any(is_endless(each.grant.amount) for each in wallet.grants)
+
+
 def _wallet_view(wallet: WalletBalance, meter: Meter | None) -> View:
-    endless = any(each.grant.amount >= UNLIMITED_AMOUNT for each in wallet.grants)
+    endless = is_endless_wallet(wallet)
     return {
         "wallet": wallet.wallet,
         "available": UNLIMITED if endless else quantity(meter, wallet.available),
@@ -263,7 +267,7 @@ def _wallet_view(wallet: WalletBalance, meter: Meter | None) -> View:
                 **grant_view(each.grant, meter),
                 "used": quantity(meter, each.posted),
                 "held": quantity(meter, each.held),
-                "available": UNLIMITED if each.grant.amount >= UNLIMITED_AMOUNT else quantity(meter, each.available),
+                "available": UNLIMITED if is_endless(each.grant.amount) else quantity(meter, each.available),
             }
             for each in wallet.grants
         ],

@@ -23,7 +23,7 @@ from gateway.domain.messages import DEFAULTS
 from gateway.domain.messages import problems as template_problems
 from gateway.domain.money import minor_units
 from gateway.domain.services import UNIT_S
-from gateway.domain.units import UNLIMITED_AMOUNT, UnitError
+from gateway.domain.units import ENDLESS_FROM, UnitError
 
 Finding = tuple[Loc, str, str | None]  # where, what was expected, what was found (None: what stands there)
 
@@ -178,7 +178,7 @@ class _Checks:
                 yield where, "another name: block is what ends says", "'block'"
             for wallet, amount in plan.allowance.items():
                 yield from self._known("meters", (*where, "allowance", wallet), wallet, repr(wallet))
-                yield from self._amount((*where, "allowance", wallet), wallet, amount, below=UNLIMITED_AMOUNT)
+                yield from self._amount((*where, "allowance", wallet), wallet, amount, below=ENDLESS_FROM)
             for position, feature in enumerate(plan.features or ()):
                 loc = (*where, "features", position)
                 yield from self._known("features", loc, feature, extra=(*self._document.services,))
@@ -194,7 +194,7 @@ class _Checks:
         """Overage, rollover and prepay."""
         for wallet, extra in plan.overage.items():
             yield from self._known("meters", (*where, "overage", wallet), wallet, repr(wallet))
-            yield from self._amount((*where, "overage", wallet, "cap"), wallet, extra.cap, below=UNLIMITED_AMOUNT)
+            yield from self._amount((*where, "overage", wallet, "cap"), wallet, extra.cap, below=ENDLESS_FROM)
         for wallet, rest in plan.rollover.items():
             loc: Loc = (*where, "rollover", wallet)
             if wallet not in plan.allowance:
@@ -258,7 +258,7 @@ class _Checks:
             for position, grant in enumerate(package.grants):
                 loc: Loc = ("packages", name, "grants", position)
                 yield from self._known("meters", (*loc, "wallet"), grant.wallet)
-                yield from self._amount((*loc, "amount"), grant.wallet, grant.amount, below=UNLIMITED_AMOUNT)
+                yield from self._amount((*loc, "amount"), grant.wallet, grant.amount, below=ENDLESS_FROM)
             for position, plan in enumerate(package.plans or ()):
                 yield from self._known("plans", ("packages", name, "plans", position), plan)
 

@@ -18,6 +18,7 @@ from typing import Final
 
 AMOUNT_MAX = 2**53 - 1
 UNLIMITED_AMOUNT = 2**52  # how an unlimited allowance is granted; all other grants of that wallet sum below it
+ENDLESS_FROM = UNLIMITED_AMOUNT // 2  # no config names as much, and nobody uses as much up
 
 _DECIMAL: Final = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,30})?", re.ASCII)
 _DURATION: Final = re.compile(r"([0-9]{1,10})(s|m|h|d|w)", re.ASCII)
@@ -35,6 +36,11 @@ class UnitError(ValueError):
         self.expected = expected
         self.found = shown if len(shown) <= 40 else shown[:37] + "..."
         super().__init__(f"expected {expected}, found {self.found!r}")
+
+
+def is_endless(steps: int) -> bool:
+    """Whether an amount is an unlimited one, or what is left of one."""
+    return steps >= ENDLESS_FROM
 
 
 def exact(value: str | int | Decimal, *, expected: str = "a plain decimal number") -> Fraction:

@@ -20,7 +20,7 @@ from gateway.config.model import Config
 from gateway.domain.accounts import Caller
 from gateway.domain.periods import rfc3339
 from gateway.domain.plans import ByCard, Feature, Fixed, PerThousandTokens, PerUse
-from gateway.domain.units import AMOUNT_MAX, UNLIMITED_AMOUNT, Meter
+from gateway.domain.units import AMOUNT_MAX, Meter, is_endless
 from gateway.edge import status_of
 from gateway.errors import RequestError
 from gateway.providers.registry import ADAPTERS
@@ -212,7 +212,7 @@ def _tokens(question: Question, admission: Admission | None, work: Work) -> View
 def _slot(slot: Slot, meter: Meter | None) -> View:
     """Amounts as plain decimals of the meter; of windows and concurrency, counts."""
     written = meter or Meter(slot.name, 0)
-    endless = slot.limit >= UNLIMITED_AMOUNT
+    endless = is_endless(slot.limit)
     return {
         "limit_of": slot.name,
         "scope": slot.scope,

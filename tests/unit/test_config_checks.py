@@ -96,7 +96,7 @@ def and_also(text: str) -> str:
         ),
         (
             pro("tokens: 500000", "tokens: 9007199254740"),
-            "17: plans.pro.allowance.tokens: expected less than 4503599627370.496 tokens, or",
+            "17: plans.pro.allowance.tokens: expected less than 2251799813685.248 tokens, or",
         ),
         (
             pro("tokens: 500000", "tokens: lots"),

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.units import AMOUNT_MAX, Meter, UnitError, format_duration, parse_duration_s
+from gateway.domain.units import (
+    AMOUNT_MAX,
+    UNLIMITED_AMOUNT,
+    Meter,
+    UnitError,
+    format_duration,
+    is_endless,
+    parse_duration_s,
+)
 
 TOKENS = Meter("tokens", 3)
 WHOLE = Meter("tokens", 0)
@@ -77,6 +85,13 @@ def test_format_and_parse_are_exact_inverses(meter: Meter, amount: int) -> None:
 )
 def test_an_estimated_need_is_rounded_up_to_the_next_hundred(meter: Meter, amount: int, text: str) -> None:
     assert meter.roundly(amount) == text
+
+
+def test_an_unlimited_amount_is_endless_whatever_was_used_of_it() -> None:
+    for used in (0, 1, 10**15):
+        assert is_endless(UNLIMITED_AMOUNT - used)
+    for amount in (-1, 0, 10**15):
+        assert not is_endless(amount)
 
 
 def test_an_amount_reads_in_tokens_too() -> None:

@@ -24,7 +24,7 @@ from typing import Any, Final
 from gateway.billing.views import exactly, quantity, when
 from gateway.domain import alerts
 from gateway.domain.plans import UNLIMITED, Catalog
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter
+from gateway.domain.units import Meter, is_endless
 from gateway.errors import AccountNotFound, QuotaUnavailable, StoreUnavailable, TooManyListeners
 from gateway.quota.states import AccountView, States
 from gateway.store.alerts import Alert, Alerts
@@ -244,4 +244,4 @@ def balance_of(view: AccountView, catalog: Catalog) -> dict[str, Any]:
 
 
 def _amount(meter: Meter | None, steps: int) -> str:
-    return UNLIMITED if steps >= UNLIMITED_AMOUNT // 2 else quantity(meter, steps)
+    return UNLIMITED if is_endless(steps) else quantity(meter, steps)

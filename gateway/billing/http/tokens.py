@@ -16,16 +16,15 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import Field, RootModel, WithJsonSchema
 
-from gateway.billing.customer_views import is_endless
 from gateway.billing.http.metering import Metadata, once_of, service_of
 from gateway.billing.http.models import Name, NoQuery, Strict, When
 from gateway.billing.http.route import Answer, Call, Route, Who, number
 from gateway.billing.metering import Asker, Item
 from gateway.billing.reports import Balance, WalletBalance
-from gateway.billing.views import View, exactly, when
+from gateway.billing.views import View, exactly, is_endless_wallet, when
 from gateway.domain.plans import Catalog
 from gateway.domain.turns import refills_at_ms
-from gateway.domain.units import UNLIMITED_AMOUNT, Meter, plain
+from gateway.domain.units import Meter, is_endless, plain
 from gateway.edge import refusal_headers, status_of
 from gateway.errors import Refusal
 
@@ -106,7 +105,7 @@ async def user_usage(call: Call[NoQuery, None]) -> View:
     meter = _credits(catalog)
     wallet = next((each for each in balance.wallets if each.wallet == meter.name), WalletBalance(meter.name, ()))
     subscription = balance.account.subscription
-    endless = is_endless(wallet)
+    endless = is_endless_wallet(wallet)
     data = {
         "credits": _left(meter, wallet),
         "totalTokens": None if endless else number(meter.tokens(wallet.granted)),
@@ -124,7 +123,7 @@ def _credits(catalog: Catalog) -> Meter:
 
 def _left(meter: Meter, wallet: WalletBalance) -> orjson.Fragment | None:
     """What a wallet can still pay; null for endlessly much."""
-    return None if is_endless(wallet) else number(meter.format(max(0, wallet.available)))
+    return None if is_endless_wallet(wallet) else number(meter.format(max(0, wallet.available)))
 
 
 async def check_balance(call: Call[NoQuery, CheckBody]) -> object:
@@ -140,7 +139,7 @@ async def check_balance(call: Call[NoQuery, CheckBody]) -> object:
         return await _not_deducted(call, refusal)
     if body.action == "check":
         return {"hasTokens": True}
-    endless = used.remaining > UNLIMITED_AMOUNT // 2
+    endless = is_endless(used.remaining)
     return {
         "success": True,
         "remainingBalance": None if endless else number(used.meter.format(max(0, used.remaining))),
@@ -170,7 +169,7 @@ def _stats(balance: Balance, catalog: Catalog) -> View:
         last[grant.wallet] = max(last.get(grant.wallet, 0), grant.charged_at_ms)
     wallets = [each for each in balance.wallets if each.wallet in catalog.meters]
     meters = {each.wallet: catalog.meters[each.wallet] for each in wallets}
-    endless = any(is_endless(each) for each in wallets)
+    endless = any(is_endless_wallet(each) for each in wallets)
 
     def total(amounts: Any) -> orjson.Fragment:
         return number(plain(sum((Fraction(steps, meters[name].scale) for name, steps in amounts), Fraction(0))))
@@ -183,7 +182,7 @@ def _stats(balance: Balance, catalog: Catalog) -> View:
             {
                 "tokenType": each.wallet,
                 "balance": _left(meters[each.wallet], each),
-                "totalAllocated": None if is_endless(each) else number(meters[each.wallet].format(each.granted)),
+                "totalAllocated": None if is_endless_wallet(each) else number(meters[each.wallet].format(each.granted)),
                 "totalUsed": number(meters[each.wallet].format(each.used)),
                 "refreshDate": refills,
                 "lastUsedAt": exactly(last[each.wallet]) if last.get(each.wallet) else None,
