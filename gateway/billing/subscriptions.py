@@ -19,6 +19,7 @@ from gateway.store.renewals import Payment
 from gateway.store.subscriptions import Change
 
 PERIODS_MAX: Final = 120
+_OUTCOMES: Final = {"renew": "given", "past_due": "failed", "refund": "refunded"}  # of a plan's payments told by hand
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,8 @@ class SubscriptionService:
 
     async def _moved(self, before: Account, after: Account, cause: str) -> Account:
         self._desk.moved(before, after, cause)
+        if self._desk.metrics is not None and cause in _OUTCOMES and before.rev != after.rev:
+            self._desk.metrics.payments.add(("plan", _OUTCOMES[cause]), 1)
         await self._desk.deliver(after.id)
         return after
 

@@ -174,6 +174,19 @@ async def test_what_moves_a_plan_is_counted(shop: Apis) -> None:
     assert 'tollgate_subscription_changes_total{cause="cancel",from="paid",to="free"} 1.0' in counted
 
 
+async def test_a_plans_payments_that_are_told_by_hand_are_counted_once_each(shop: Apis) -> None:
+    _, account = await shop.gateway.account("larger")
+    for path in ("renew", "renew", "refund", "refund"):
+        body = {"key": "transfer 7"} | ({"plan": "paid"} if path == "renew" else {})
+        await operate(shop, account, f"subscription/{path}", body)
+    lines = shop.gateway.worker.metrics.render().decode().splitlines()
+    counted = {line for line in lines if line.startswith("tollgate_payments_total{")}
+    assert counted == {
+        'tollgate_payments_total{kind="plan",outcome="given"} 1.0',
+        'tollgate_payments_total{kind="plan",outcome="refunded"} 1.0',
+    }
+
+
 async def test_a_payment_that_would_buy_nothing_is_refused_and_not_used_up(shop: Apis) -> None:
     _, account = await shop.gateway.account("free")
     path = f"/admin/v1/accounts/{account.id}/subscription/renew"
