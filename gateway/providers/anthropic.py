@@ -23,7 +23,7 @@ from gateway.providers import bodies, spelling
 from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
 from gateway.providers.anthropic_input import read_prompt
-from gateway.providers.dialect import Dialect, spliced
+from gateway.providers.dialect import Dialect, renamed, spliced
 from gateway.providers.families import Family, family
 from gateway.providers.sse import StreamScanner
 
@@ -119,8 +119,7 @@ class AnthropicMessages(Dialect):
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""
-        fields = bodies.parse_object(body)
-        model = bodies.model_of(fields)
+        fields, model = bodies.opened(body)
         return Call(
             model=model,
             stream=bodies.flag_of(fields, "stream"),
@@ -134,8 +133,7 @@ class AnthropicMessages(Dialect):
 
     def parse_count(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """A body of /v1/messages/count_tokens: the same without an output. Raises BadRequest."""
-        fields = bodies.parse_object(body)
-        model = bodies.model_of(fields)
+        fields, model = bodies.opened(body)
         return Call(
             model=model,
             stream=False,
@@ -166,9 +164,7 @@ class AnthropicMessages(Dialect):
         self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None
     ) -> bytes:
         """The body for the upstream; ``output_field`` has no other name here."""
-        changes: dict[str, Any] = {}
-        if model is not None:
-            changes["model"] = model
+        changes = renamed(model)
         if output_tokens_max is not None:
             changes["max_tokens"] = output_tokens_max
         return spliced(call, changes)

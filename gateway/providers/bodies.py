@@ -67,6 +67,12 @@ def model_of(fields: Fields) -> str:
     return model
 
 
+def opened(body: bytes) -> tuple[Fields, str]:
+    """(Fields, model's name): how every ``parse`` begins. Raises BadRequest as ``parse_object`` and ``model_of``."""
+    fields = parse_object(body)
+    return fields, model_of(fields)
+
+
 def flag_of(fields: Fields, name: str) -> bool:
     """A boolean that may be absent or null. Raises BadRequest."""
     value = fields.get(name)

@@ -60,6 +60,11 @@ class OpenAIDialect(Dialect):
         return spelling.openai_limit_headers(kind, limit, remaining, resets_at_ms - now_ms)
 
 
+def renamed(model: str | None) -> dict[str, Any]:
+    """What every rewrite begins with: the model's name at its upstream, where that is another one."""
+    return {} if model is None else {"model": model}
+
+
 def spliced(call: Call, changes: dict[str, Any]) -> bytes:
     """The body with changed fields; the very same object when there is nothing to change."""
     return with_fields(call.body, call.fields, changes) if changes else call.body

@@ -23,7 +23,7 @@ from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
 from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
-from gateway.providers.dialect import OpenAIDialect, spliced
+from gateway.providers.dialect import OpenAIDialect, renamed, spliced
 from gateway.providers.families import Family
 from gateway.providers.openai_input import read_chat
 from gateway.providers.sse import TAIL_BYTES_MAX, WHOLE, StreamScanner, event_data, events
@@ -160,8 +160,7 @@ class OpenAIChat(OpenAIDialect):
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""
-        fields = bodies.parse_object(body)
-        model = bodies.model_of(fields)
+        fields, model = bodies.opened(body)
         stream = bodies.flag_of(fields, "stream")
         options = bodies.object_of(fields, "stream_options")
         return Call(
@@ -189,9 +188,7 @@ class OpenAIChat(OpenAIDialect):
         self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None
     ) -> bytes:
         """The output bound goes into the field the client sent, else into ``output_field`` or max_completion_tokens."""
-        changes: dict[str, Any] = {}
-        if model is not None:
-            changes["model"] = model
+        changes = renamed(model)
         if output_tokens_max is not None:
             sent = next((name for name in _OUTPUT_FIELDS if call.fields.get(name) is not None), None)
             changes[sent or output_field or _OUTPUT_FIELDS[0]] = output_tokens_max

@@ -19,7 +19,7 @@ from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
 from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import part_in, tokens_in
-from gateway.providers.dialect import OpenAIDialect, spliced
+from gateway.providers.dialect import OpenAIDialect, renamed, spliced
 from gateway.providers.families import Family
 from gateway.providers.openai_input import read_response
 from gateway.providers.sse import StreamScanner
@@ -115,8 +115,7 @@ class OpenAIResponses(OpenAIDialect):
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""
-        fields = bodies.parse_object(body)
-        model = bodies.model_of(fields)
+        fields, model = bodies.opened(body)
         if bodies.flag_of(fields, "background"):
             raise BadRequest(
                 "field_not_allowed", "Background responses cannot be metered and are not served.", param="background"
@@ -140,9 +139,7 @@ class OpenAIResponses(OpenAIDialect):
         self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None
     ) -> bytes:
         """The output bound is ``max_output_tokens``; ``output_field`` is for chat only."""
-        changes: dict[str, Any] = {}
-        if model is not None:
-            changes["model"] = model
+        changes = renamed(model)
         if output_tokens_max is not None:
             changes["max_output_tokens"] = output_tokens_max
         return spliced(call, changes)
