@@ -350,7 +350,7 @@ def transaction_view(row: Transaction, meter: Meter | None) -> View:
     }
 
 
-def hold_view(each: InFlight, meters: Mapping[str, Meter]) -> View:
+def in_flight_view(each: InFlight, meters: Mapping[str, Meter]) -> View:
     return {
         "id": each.hold.hold_id,
         "started_at": exactly(each.hold.created_at_ms),

@@ -6,30 +6,11 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
+from gateway.billing.http.answers import PackagesAnswer
 from gateway.billing.http.models import Amount, IdPageQuery, Name, NoQuery, PageOf, Strict, Text, When
 from gateway.billing.http.route import Call, Route, Who
 from gateway.billing.money_views import given_view, package_view, payment_view
 from gateway.billing.views import View
-
-
-class PackageGrant(Strict):
-    wallet: str
-    amount: str
-    source: str
-    expires: str | None
-
-
-class PackageAnswer(Strict):
-    name: str
-    label: str
-    price: str
-    currency: str
-    grants: list[PackageGrant]
-    plans: list[str] | None
-
-
-class PackagesAnswer(Strict):
-    items: list[PackageAnswer]
 
 
 class GivenGrant(Strict):

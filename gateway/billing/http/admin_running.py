@@ -8,7 +8,7 @@ from gateway.billing.http.admin_accounts import ReasonBody
 from gateway.billing.http.answers import Done
 from gateway.billing.http.models import NoQuery, Strict, When
 from gateway.billing.http.route import Answer, Call, Route, Who
-from gateway.billing.views import View, hold_view
+from gateway.billing.views import View, in_flight_view
 
 
 class ConfigAnswer(Strict):
@@ -74,7 +74,7 @@ async def upstreams(call: Call[NoQuery, None]) -> View:
 
 async def holds(call: Call[NoQuery, None]) -> View:
     meters = call.office.desk.catalog().meters
-    return {"items": [hold_view(each, meters) for each in await call.office.holds.list(call.path("account"))]}
+    return {"items": [in_flight_view(each, meters) for each in await call.office.holds.list(call.path("account"))]}
 
 
 async def release(call: Call[NoQuery, ReasonBody]) -> Done:

@@ -324,5 +324,25 @@ class AuditAnswer(Strict):
     differences: list[DifferenceAnswer]
 
 
+class PackageGrantAnswer(Strict):
+    wallet: str
+    amount: str
+    source: str
+    expires: str | None
+
+
+class PackageAnswer(Strict):
+    name: str
+    label: str
+    price: str
+    currency: str
+    grants: list[PackageGrantAnswer]
+    plans: list[str] | None
+
+
+class PackagesAnswer(Strict):
+    items: list[PackageAnswer]
+
+
 class Done(Strict):
     done: Literal[True] = True

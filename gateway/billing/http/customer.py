@@ -12,12 +12,11 @@ from gateway.billing import exports
 from gateway.billing.choosing import choose, leave
 from gateway.billing.customer_views import forecast_view, rates_view, standing_view, subscription_view
 from gateway.billing.http.admin_reports import UsageFilter, UsageQuery, WalletQuery
-from gateway.billing.http.answers import PlansAnswer, TransactionAnswer
+from gateway.billing.http.answers import PackagesAnswer, PlansAnswer, TransactionAnswer
 from gateway.billing.http.customer_answers import (
     ExplainAnswer,
     ForecastAnswer,
     KeysAnswer,
-    PackagesAnswer,
     RatesAnswer,
     RecordsAnswer,
     StandingAnswer,

@@ -183,26 +183,6 @@ class KeysAnswer(Strict):
     items: list[KeyAnswer]
 
 
-class PackageGrantAnswer(Strict):
-    wallet: str
-    amount: str
-    source: str
-    expires: str | None
-
-
-class PackageAnswer(Strict):
-    name: str
-    label: str
-    price: str
-    currency: str
-    grants: list[PackageGrantAnswer]
-    plans: list[str] | None
-
-
-class PackagesAnswer(Strict):
-    items: list[PackageAnswer]
-
-
 class ExplainedKey(Strict):
     id: str
     service: bool
