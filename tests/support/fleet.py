@@ -29,6 +29,7 @@ from sqlalchemy import text
 
 from gateway.config.loading import load
 from gateway.embedded import running_url
+from gateway.errors import StoreUnavailable
 from gateway.installation import Installation
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
@@ -328,8 +329,11 @@ class Fleet:
         seen: list[object] = []
 
         def rested() -> Balance | None:
-            view = self.loop.run(self.states.view(account.id, (wallet,)))  # as its next call would find it
-            found, used = self._balance_of(view), self.used(account, wallet)
+            try:
+                view = self.loop.run(self.states.view(account.id, (wallet,)))  # as its next call would find it
+                found, used = self._balance_of(view), self.used(account, wallet)
+            except StoreUnavailable:  # a database that is just back may be slow to answer us, too
+                return None
             seen[:] = [found, used]
             return found if (found.holds_open, found.held, found.pending, found.counted) == (0, 0, 0, used) else None
 
@@ -347,7 +351,10 @@ class Fleet:
         entries = {entry["tag"]: entry for entry in mine if tokens_served(entry)}
 
         def settled() -> list[dict[str, Any]] | None:
-            rows = [row for row in self.rows(account) if row["state"] == "settled"]
+            try:
+                rows = [row for row in self.rows(account) if row["state"] == "settled"]
+            except StoreUnavailable:
+                return None
             return rows if len(rows) >= len(entries) else None
 
         rows = wait_until(settled, what=f"{len(entries)} answers are charged: {len(self.rows(account))} rows",
