@@ -130,7 +130,11 @@ def test_c7_consumption_conversion_and_features_are_metrics(shop: System) -> Non
         lambda: shop.metric("tollgate_feature_uses_total", feature="code_review", plan="free") == before + 1,
         what="the use is counted", within_s=20,
     )  # fmt: skip
-    assert shop.metric("tollgate_charged_units_total", wallet="credits", plan="free") == charged + 1
+    wait_until(
+        lambda: shop.metric("tollgate_charged_units_total", wallet="credits", plan="free") == charged + 1,
+        what="the credit is counted",
+        within_s=20,
+    )
     changes = shop.metric("tollgate_subscription_changes_total", **{"from": "free", "to": "pro"})
     shop.admin("POST", f"/accounts/{customer.id}/subscription", {"plan": "pro"}).ok()
     wait_until(

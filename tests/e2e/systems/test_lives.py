@@ -44,7 +44,7 @@ def test_a_the_life_of_a_token_budget(opened: Opens) -> None:
             "price: 30,  period: 30d": "price: 30,  period: 9s",
         },
     )
-    customer = shop.customer("acme")
+    customer = shop.customer("acme-a")
     customer.call(tokens=(4000, 600), max_tokens=5000).ok()
     shop.assert_books_agree()
     customer.call(tokens=(700, 100), max_tokens=1000).ok()
@@ -76,7 +76,7 @@ def test_c_the_life_of_credits(opened: Opens) -> None:
             "price: 0, period: 30d, renews: never": "price: 0, period: 8s, renews: never",
         },
     )
-    customer = shop.customer("acme")
+    customer = shop.customer("acme-c")
     for _ in range(4):
         customer.post("/api/v1/usage", {"feature": "code_review"}).ok()
     warned = customer.call(feature="code_generation", tokens=(500, 90))
@@ -106,10 +106,10 @@ def test_d_the_life_of_feature_tokens(opened: Opens, tmp_path: Path) -> None:
     )
 
     def deduct(user: str) -> int:
-        body = {"organizationId": "acme", "featureUsed": "generate_goal", "action": "deduct", "userId": user}
+        body = {"organizationId": "acme-d", "featureUsed": "generate_goal", "action": "deduct", "userId": user}
         return customer.post("/api/v1/tokens/check-balance", body).status
 
-    customer = shop.customer("acme")
+    customer = shop.customer("acme-d")
     assert deduct("ann") == 403
     shop.assert_books_agree()
     shop.admin("POST", f"/accounts/{customer.id}/subscription", {"plan": "pro"}).ok()
@@ -133,8 +133,8 @@ def test_b_the_life_of_a_token_wallet(opened: Opens) -> None:
     shop = opened(
         "token-wallet", env={**STRIPE, **prices}, edits={"price: 9,  period: month": f"price: 9,  period: {SPAN_S}s"}
     )
-    customer = shop.customer("acme")
-    bank = Shop("acme", int(time.time()), customer.id, price="price_starter", amount=900)
+    customer = shop.customer("acme-b")
+    bank = Shop("acme-b", int(time.time()), customer.id, price="price_starter", amount=900)
 
     def sms(count: int) -> Answer:
         return customer.post("/api/v1/usage", {"service": "sms", "quantity": count})
@@ -160,7 +160,7 @@ def test_b_the_life_of_a_token_wallet(opened: Opens) -> None:
     wait_until(lambda: available(customer, "tokens") == "3200", what="its tokens, and the package's", within_s=20)
     sms(1).ok()
     shop.assert_books_agree()
-    shop.stripe(bank.refund(start_s + 2, "pi_acme_1", 1800, 1800), bank.updated(start_s + 3, gone=True))
+    shop.stripe(bank.refund(start_s + 2, "pi_acme-b_1", 1800, 1800), bank.updated(start_s + 3, gone=True))
     assert subscription(customer)["plan"] == "free"
     sms(10).refused(429, "limit_exceeded")
     shop.assert_books_agree()
@@ -178,8 +178,8 @@ def test_e_the_life_of_a_feature_suite(opened: Opens) -> None:
         env={**STRIPE, **prices},
         edits={"label: Pro, price: 49, period: 30d": f"label: Pro, price: 49, period: {SPAN_S}s"},
     )
-    customer = shop.customer("acme")
-    bank = Shop("acme", int(time.time()), customer.id, price="price_year", amount=47040)
+    customer = shop.customer("acme-e")
+    bank = Shop("acme-e", int(time.time()), customer.id, price="price_year", amount=47040)
 
     def leads(count: int) -> Answer:
         return customer.post("/api/v1/usage", {"feature": "import_leads", "quantity": count})
@@ -200,7 +200,7 @@ def test_e_the_life_of_a_feature_suite(opened: Opens) -> None:
     wait_until(turned(customer, before), what="the next of twelve periods", within_s=60)
     leads(1).ok()
     shop.assert_books_agree()
-    shop.stripe(bank.refund(start_s + 1, "pi_acme_1", 2000, 2000), bank.updated(start_s + 2, gone=True))
+    shop.stripe(bank.refund(start_s + 1, "pi_acme-e_1", 2000, 2000), bank.updated(start_s + 2, gone=True))
     assert subscription(customer)["plan"] == "starter"
     leads(1).refused(403, "feature_not_in_plan")
     shop.assert_books_agree()
