@@ -26,6 +26,7 @@ from gateway.store.accounts import current, subscription_of
 from gateway.store.common import lock_account, new_id
 from gateway.store.grants import end_grants, insert_grants
 from gateway.store.moves import apply, close_plan, finish, known_plan, move, start
+from gateway.store.owed import lessen_credit
 from gateway.store.payments import granted_to, of_agreement, take_back
 from gateway.store.schema import stripe_subscriptions, subscriptions
 
@@ -82,6 +83,7 @@ async def follow(
     for payment in await of_agreement(connection, known.id):
         if payment.refunded and payment.subscription_id is not None:
             taken += await take_back(connection, payment, held=held, now_ms=now_ms)
+            await lessen_credit(connection, known.account_id, payment.subscription_id, catalog, now_ms)
     if known.ended_at_ms:
         await _ended(connection, catalog, known, plan, now_ms)
     last = await current(connection, known.account_id)

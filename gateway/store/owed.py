@@ -24,7 +24,7 @@ async def credit_rest(connection: AsyncConnection, row: Row[Any], catalog: Catal
     """Credit what is left of what was paid for the current subscription, ``row``, and not given back; of a plan that is
     not paid by payments, of its price for the running period. Answers how much it was."""
     plan = catalog.plans.get(row.plan)
-    spans = await _paid(connection, row, plan, catalog.currency)
+    spans = await _paid(connection, row.id, row.subscription_id, plan, catalog.currency)
     if not spans and plan is not None:
         price = price_of(plan, row.terms, catalog.currency) or 0
         spans = [(price, row.period_starts_at_ms, row.period_ends_at_ms)]
@@ -33,8 +33,36 @@ async def credit_rest(connection: AsyncConnection, row: Row[Any], catalog: Catal
         await _note(
             connection, row.id, "credit", row.plan, credit, currency=catalog.currency, starts_ms=now_ms,
             ends_ms=max(until_ms for _, _, until_ms in spans), reason=f"plan {row.plan} left", now_ms=now_ms,
+            subscription_id=row.subscription_id,
         )  # fmt: skip
     return credit
+
+
+async def lessen_credit(
+    connection: AsyncConnection, account_id: str, subscription_id: str, catalog: Catalog, now_ms: int
+) -> None:
+    """A payment of the subscription was given back: what of it was credited when the plan was left is not owed too."""
+    found = await connection.execute(
+        select(payments).where(
+            payments.c.account_id == account_id,
+            payments.c.kind == "credit",
+            payments.c.state == "due",
+            payments.c.subscription_id == subscription_id,
+        )
+    )
+    for credit in found.all():
+        left_ms = credit.starts_at_ms
+        spans = await _paid(connection, account_id, subscription_id, catalog.plans.get(credit.what), credit.currency)
+        still = sum(
+            unused(price, from_ms=from_ms, until_ms=until_ms, now_ms=left_ms) for price, from_ms, until_ms in spans
+        )
+        if still < credit.amount - credit.refunded:
+            values = {
+                "refunded": credit.amount - still,
+                "state": "due" if still else "refunded",
+                "changed_at_ms": now_ms,
+            }
+            await connection.execute(update(payments).where(payments.c.id == credit.id).values(**values))
 
 
 async def bill_overage(connection: AsyncConnection, account_id: str, currency: str, now_ms: int) -> None:
@@ -64,24 +92,24 @@ async def bill_overage(connection: AsyncConnection, account_id: str, currency: s
 
 
 async def _paid(
-    connection: AsyncConnection, row: Row[Any], plan: Plan | None, currency: str
+    connection: AsyncConnection, account_id: str, subscription_id: str, plan: Plan | None, currency: str
 ) -> list[tuple[int, int, int]]:
-    """(amount, from, until) of each payment of the current subscription, told by hand or by the provider; one that both
+    """(amount, from, until) of each payment of a subscription, told by hand or by the provider; one that both
     told of, by one key, is there once. What the provider gave back counts 0, and so does what an operator accepted in
     another currency: it cannot be credited in ours."""
     by_hand = await connection.execute(
         select(renewals).where(
-            renewals.c.account_id == row.id,
-            renewals.c.subscription_id == row.subscription_id,
+            renewals.c.account_id == account_id,
+            renewals.c.subscription_id == subscription_id,
             renewals.c.refunded_at_ms == 0,
         )
     )
     found = {each.key: (each.price, each.from_ms, each.until_ms) for each in by_hand}
     told = await connection.execute(
         select(payments).where(
-            payments.c.account_id == row.id,
+            payments.c.account_id == account_id,
             payments.c.kind == "plan",
-            payments.c.subscription_id == row.subscription_id,
+            payments.c.subscription_id == subscription_id,
         )
     )
     for each in (payment_of(one) for one in told):
@@ -94,13 +122,13 @@ async def _paid(
 
 async def _note(
     connection: AsyncConnection, account_id: str, kind: str, what: str, amount: int, *,
-    currency: str, starts_ms: int, ends_ms: int, reason: str, now_ms: int,
+    currency: str, starts_ms: int, ends_ms: int, reason: str, now_ms: int, subscription_id: str | None = None,
 ) -> None:  # fmt: skip
     payment_id = new_id()
     values = {
         "id": payment_id, "account_id": account_id, "provider": "tollgate", "provider_ref": payment_id,
         "kind": kind, "what": what, "amount": amount, "currency": currency, "state": "due",
-        "starts_at_ms": starts_ms, "ends_at_ms": ends_ms, "reason": reason,
+        "starts_at_ms": starts_ms, "ends_at_ms": ends_ms, "reason": reason, "subscription_id": subscription_id,
         "created_at_ms": now_ms, "changed_at_ms": now_ms,
     }  # fmt: skip
     await connection.execute(insert(payments).values(values))

@@ -41,6 +41,7 @@ from gateway.store.common import lock_account, new_id
 from gateway.store.database import Database
 from gateway.store.grants import grant_of, withdraw
 from gateway.store.moves import apply, close_plan, finish, known_plan, move, start, take_back_ahead
+from gateway.store.owed import lessen_credit
 from gateway.store.schema import grants, renewals
 
 
@@ -139,6 +140,7 @@ class Renewals:
                 return account_of(row)
             await connection.execute(update(renewals).where(*mine).values(refunded_at_ms=now_ms))
             taken = await _take_back(connection, paid, held or {}, now_ms)
+            await lessen_credit(connection, account_id, paid.subscription_id, catalog, now_ms)
             subscription = subscription_of(row)
             runs = paid.subscription_id == row.subscription_id and subscription.status.usable
             later = await _later(connection, paid) if runs else ()

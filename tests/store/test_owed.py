@@ -92,3 +92,34 @@ async def test_each_payment_is_credited_once_whoever_told_of_it(store: Store) ->
     await store.renewals.renew(account.id, by_hand, now_ms=NOW_MS)
     await told(store, shop.invoice(2, START_S, START_S + MONTH_S, START_S + 2 * MONTH_S, paid=True))
     assert await upgraded(store, account.id, MONTH_S // 2) == 1500 + 3000  # half of the first, all of the second
+
+
+async def owed(store: Store, account_id: str) -> list[tuple[str, int]]:
+    credits = [each for each in (await store.payments.list(account_id)).items if each.kind == "credit"]
+    return [(each.state.value, each.amount - each.refunded) for each in credits]
+
+
+@pytest.mark.parametrize(
+    ("refunded", "state", "left"), [(14_400, "due", 7_200), (28_800, "refunded", 0)], ids=["half", "all"]
+)
+async def test_what_stripe_pays_back_after_an_upgrade_is_not_owed_as_a_credit_too(
+    store: Store, refunded: int, state: str, left: int
+) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS - 1)
+    shop = Shop("acme", START_S, account.id, price="price_year", amount=28_800)
+    await told(store, shop.invoice(1, START_S, START_S, START_S + 365 * DAY_S, paid=True))
+    while (await store.subscriptions.turn(account.id, now_ms=(START_S + 6 * MONTH_S) * 1000)).outcome != "stay":
+        """The clock: period by period, as far as it is paid."""
+    assert await upgraded(store, account.id, 6 * MONTH_S) == 14_400
+    for _ in range(2):
+        await told(store, shop.refund(START_S + 7 * MONTH_S, "pi_any", shop.amount, refunded, invoice="in_acme_1"))
+    assert await owed(store, account.id) == [(state, left)]
+
+
+async def test_what_is_paid_back_by_hand_after_an_upgrade_is_not_owed_as_a_credit_too(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS - 1, plan="pro")
+    await store.renewals.renew(account.id, Payment("p1", None, 1, False, None, 3000), now_ms=NOW_MS)
+    assert await upgraded(store, account.id, 0) > 0
+    for _ in range(2):
+        await store.renewals.refund(account.id, "p1", now_ms=NOW_MS + 1000)
+    assert await owed(store, account.id) == [("refunded", 0)]
