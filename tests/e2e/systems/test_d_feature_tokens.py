@@ -109,8 +109,9 @@ def test_d5_every_use_leaves_a_line_by_user_and_by_feature(shop: System) -> None
     newest = records(limit="20")
     assert len(newest) == 20
     assert newest[0]["metadata"] == {"number": 21} and newest[0]["feature"] == "general"
-    assert newest[0]["charged"] == "1" and newest[0]["balance_after"] == "39"
-    assert len(records(feature="general", limit="100")) == 11
+    assert newest[0]["charged"] == "1"
+    general = records(feature="general", limit="100")  # two workers write: in the ledger's order, which is seq's
+    assert sorted(int(each["balance_after"]) for each in general) == list(range(39, 50))
     assert len(records(user="user-0", limit="100")) == 4
 
 
