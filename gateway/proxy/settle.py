@@ -7,6 +7,7 @@ from gateway.metrics import OTHER
 from gateway.proxy.admit import Bound
 from gateway.proxy.gateway import Gateway
 from gateway.quota.admission import Admission, Bill, bill_of
+from gateway.quota.counting import count_charge
 
 
 def make_bill(
@@ -42,12 +43,7 @@ def _count(gateway: Gateway, admission: Admission, bill: Bill, bound: Bound, out
     ):
         if amount:
             metrics.tokens.add((model, plan, kind), amount)
-    meter = admission.catalog.meters[row.wallet]
-    if row.overrun:
-        metrics.overrun_units.add((row.wallet,), row.overrun / 10**meter.decimals)
-    if row.held:
-        metrics.hold_ratio.observe((), row.charged / row.held)
-    metrics.feature_uses.add((row.feature, plan, row.end), 1)
+    count_charge(metrics, row, admission.catalog.meters[row.wallet])
     if isinstance(outcome, Exact):
         if bound.input_counted:
             metrics.estimate_ratio.observe((model, "input"), usage.input_total / bound.input_counted)

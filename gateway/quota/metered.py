@@ -25,6 +25,7 @@ from gateway.errors import HoldBusy, QuotaUnavailable, Refusal, StoreUnavailable
 from gateway.metrics import OTHER, Metrics
 from gateway.quota import kept
 from gateway.quota.admission import Admission, Bill, bill_of
+from gateway.quota.counting import count_charge
 from gateway.quota.refusals import Situation, refusal
 from gateway.quota.service import ATTEMPTS_MAX, Ask, Quota
 from gateway.quota.turn import nonce
@@ -190,9 +191,4 @@ class Metered:
 
     def count(self, row: ChargeRow, catalog: Catalog) -> None:
         """What dashboards want to know of a charge."""
-        metrics, meter = self._metrics, catalog.meters.get(row.wallet)
-        metrics.feature_uses.add((row.feature, row.plan, row.end), 1)
-        if meter is not None and row.overrun:
-            metrics.overrun_units.add((row.wallet,), row.overrun / meter.scale)
-        if row.held:
-            metrics.hold_ratio.observe((), row.charged / row.held)
+        count_charge(self._metrics, row, catalog.meters.get(row.wallet))

@@ -97,13 +97,11 @@ class Scribe:
     async def decide(self, row: ChargeRow) -> None:
         """Commit one charge now and tell Redis at once, or, while it is away, as soon as it answers: for those who must
         know what SQL made of it. Raises StoreUnavailable: perhaps booked, repeat."""
-        confirm = confirm_of((await self._writer.commit([row]))[0])
+        committed = await self._writer.commit([row])
         try:
-            await self._engine.confirm(confirm)
+            await self._engine.confirm(confirm_of(committed[0]))
         except EngineUnavailable:
-            self._keep(confirm)
-            self._idle.clear()
-            self._work.set()
+            self._confirm_soon(committed)
 
     async def run(self) -> None:
         """Write and confirm until cancelled; never loses what is in memory to an exception of a dependency."""
