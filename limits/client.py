@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from limits.cluster import ClusterClient
 from limits.connection import Address, NodeClient, StateListener, Timing
 from limits.resp import Argument, Script
+from limits.values import dataclass
 
 __all__ = ["Argument", "Client", "Script", "ServerPolicy", "Timing", "connect", "inspect"]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 from limits import keys
@@ -32,6 +31,7 @@ from limits.model import (
     Take,
     WindowDemand,
 )
+from limits.values import dataclass
 
 STATES: Final = {ChargeState.LAPSED: 1, ChargeState.SETTLED: 2}
 STATE_NAMES: Final = {number: state for state, number in STATES.items()}

@@ -20,13 +20,14 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, cast
 
 import hiredis
 
 from limits.errors import EngineUnavailable
 from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
+from limits.values import dataclass
 
 # One more poll of the socket before a deadline counts: a reply that is already there beats its timeout. When this
 # process was the slow one (its timer fired late), the server gets as much more time, within bounds.

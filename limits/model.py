@@ -13,8 +13,10 @@ Not here: HTTP, models, plans, SQL, and how any of this is laid out in Redis (``
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+
+from limits.values import dataclass
 
 AMOUNT_MAX = 2**53 - 1
 

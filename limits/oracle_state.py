@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from limits.model import BudgetLine, Charge, ChargeState, Delta, Hold, Scope, Snapshot, Take
+from limits.values import dataclass
 
 LAPSES_PER_RESERVE: Final = 4
 ORPHAN_AGE_MS: Final = 5_000

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from limits.codec import Layout, u48
@@ -36,6 +36,7 @@ from limits.model import (
     WalletView,
     Warming,
 )
+from limits.values import dataclass
 
 _VERDICTS: Final = {
     1: Verdict.LASTING,

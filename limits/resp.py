@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import hiredis
 
 from limits.errors import EngineUnavailable, LimitsError, ScriptRejected
+from limits.values import dataclass
 
 Argument = bytes | int | str
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Final
 
 from limits.resp import Script
+from limits.values import dataclass
 
 SHARED: Final = ("prelude", "prelude_grants", "prelude_holds", "prelude_lapse", "prelude_demand")
 NAMES: Final = (

@@ -11,13 +11,14 @@ Not here: rows (``store.agreements``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from gateway.domain.accounts import Subscription, SubscriptionStatus
 from gateway.domain.payments import Payment, PaymentState
 from gateway.domain.periods import bounds, end_of
 from gateway.domain.plans import Plan
+from limits.values import dataclass
 
 OWING: Final = frozenset(("past_due", "unpaid"))
 

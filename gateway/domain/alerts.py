@@ -19,11 +19,12 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from typing import Any, Final
 
 from gateway.domain.accounts import Subscription
+from limits.values import dataclass
 
 THRESHOLD: Final = "threshold"
 LOW_BALANCE: Final = "low_balance"

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import lru_cache
 from typing import Final
 
 from gateway.domain.usage import Basis, Usage
+from limits.values import dataclass
 
 LAPSED: Final = "lapsed"
 SETTLED: Final = "settled"

@@ -16,7 +16,6 @@ Not here: what a wallet has and what was charged (``billing.outlook``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from typing import Final
@@ -26,6 +25,7 @@ from gateway.domain.grants import PRIORITY, allowance
 from gateway.domain.periods import DAY_MS, bounds
 from gateway.domain.plans import Catalog
 from gateway.domain.turns import refills_at_ms
+from limits.values import dataclass
 
 RECENT_DAYS: Final = 7
 HORIZON_DAYS: Final = 366

@@ -15,7 +15,6 @@ Not here: rows and transactions (``store``), and when a period is over (``turns`
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -23,6 +22,7 @@ from gateway.domain.accounts import GrantState
 from gateway.domain.plans import CUSTOM, UNLIMITED, Amount, Plan, Rollover
 from gateway.domain.units import AMOUNT_MAX, UNLIMITED_AMOUNT
 from gateway.errors import BadRequest
+from limits.values import dataclass
 
 PRIORITY: Final[Mapping[str, int]] = MappingProxyType(
     {

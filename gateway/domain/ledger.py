@@ -13,10 +13,11 @@ Not here: rows, and who may post what (``store``).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
+
+from limits.values import dataclass
 
 
 class Book(StrEnum):

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.periods import rfc3339
 from gateway.domain.plans import Catalog, Plan, larger_plans, paid_plans
 from gateway.domain.units import Meter
+from limits.values import dataclass
 
 DEFAULTS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {

@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
@@ -19,6 +19,7 @@ from gateway.domain.grants import PRIORITY, NewGrant
 from gateway.domain.money import minor_units
 from gateway.domain.plans import Catalog, Package
 from gateway.domain.proration import price_of
+from limits.values import dataclass
 
 Kind = Literal["plan", "package", "overage", "credit"]
 

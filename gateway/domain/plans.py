@@ -13,7 +13,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from fractions import Fraction
@@ -25,6 +25,7 @@ from gateway.domain.rates import RateCard
 from gateway.domain.units import AMOUNT_MAX, Meter
 from gateway.domain.usage import Usage
 from gateway.errors import PriceMissing
+from limits.values import dataclass
 
 UNLIMITED: Final = "unlimited"
 CUSTOM: Final = "custom"

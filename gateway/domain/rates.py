@@ -12,12 +12,13 @@ Not here: which card a model has (``plans``), and what a call used (``usage``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from fractions import Fraction
 from math import lcm
 
 from gateway.domain.units import AMOUNT_MAX
 from gateway.domain.usage import Usage
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

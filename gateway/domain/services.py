@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final, Literal
@@ -26,6 +26,7 @@ from gateway.domain.plans import ByCard, Catalog, Feature, PerThousandTokens, Pe
 from gateway.domain.rates import RateCard
 from gateway.domain.units import AMOUNT_MAX, Meter, UnitError, exact
 from gateway.domain.usage import Usage
+from limits.values import dataclass
 
 UNIT_S: Final[Mapping[str, int]] = {"second": 1, "minute": 60, "hour": 3600}
 QUANTITY_MAX: Final = 10**12

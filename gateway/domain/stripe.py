@@ -10,8 +10,10 @@ Not here: Stripe's JSON (``billing.stripe.reading``), and what follows (``store.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any, Final
+
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ Not here: money, payments, who is told.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from gateway.domain.accounts import Subscription, SubscriptionStatus
@@ -25,6 +25,7 @@ from gateway.domain.grants import NewGrant, period_grants
 from gateway.domain.periods import bounds, end_of
 from gateway.domain.plans import Catalog, Plan, is_trial
 from gateway.errors import BadRequest
+from limits.values import dataclass
 
 BLOCK = "block"
 

@@ -11,10 +11,11 @@ Not here: how long a calendar month is (``periods``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
+
+from limits.values import dataclass
 
 AMOUNT_MAX = 2**53 - 1
 UNLIMITED_AMOUNT = 2**52  # how an unlimited allowance is granted; all other grants of that wallet sum below it

@@ -10,8 +10,10 @@ Rules
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import StrEnum
+
+from limits.values import dataclass
 
 
 class Basis(StrEnum):

@@ -13,12 +13,13 @@ Not here: prices, plans, quota, HTTP.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
 
 from gateway.domain.usage import Outcome
 from gateway.errors import TollgateError
 from gateway.providers.families import Family
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ Not here: counting (``tokens``).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ import gzip
 import hashlib
 from binascii import a2b_base64
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tiktoken import registry
 
 from gateway.providers.adapter import Prompt
 from gateway.providers.families import Family, family
+from limits.values import dataclass
 
 __all__ = ["Counter", "Family", "count_text", "encoding", "family", "preload"]
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from gateway.providers.sse import events
+from limits.values import dataclass
 
 _OWN_STATUSES = frozenset({401, 402, 403})
 _RETRYABLE_STATUSES = frozenset({408, 409, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gateway.domain.accounts import Caller
 from gateway.errors import BadRequest
@@ -16,6 +16,7 @@ from gateway.quota.admission import Admission
 from gateway.quota.credentials import account_ref, bind
 from gateway.quota.service import Ask, plan_of
 from gateway.quota.translate import Work
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

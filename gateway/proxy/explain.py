@@ -11,7 +11,6 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
@@ -31,6 +30,7 @@ from gateway.quota.admission import Admission, Facts
 from gateway.quota.service import Ask, Judgement, Quota
 from gateway.quota.slots import Slot
 from gateway.quota.translate import Work, price_of_bound
+from limits.values import dataclass
 
 View = dict[str, Any]
 Refresh = Callable[[Caller], Awaitable[Caller]]

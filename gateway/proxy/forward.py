@@ -18,7 +18,6 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Iterable, Mapping
-from dataclasses import dataclass
 
 from gateway.config.model import Upstream
 from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
@@ -31,6 +30,7 @@ from gateway.proxy.laps import CONNECT, Laps
 from gateway.proxy.parse import Asked
 from gateway.proxy.upstream import Reply
 from gateway.quota.admission import Admission
+from limits.values import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from gateway.config.model import Config
@@ -14,6 +14,7 @@ from gateway.proxy.upstream import Leg
 from gateway.proxy.visit import Tasks
 from gateway.quota.callers import Callers
 from gateway.quota.service import Quota
+from limits.values import dataclass
 
 RETRY_BUDGET_PER_REQUEST = 0.2
 RETRY_BUDGET_MAX = 20.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,6 +16,7 @@ from gateway.providers.adapter import Adapter, Call
 from gateway.proxy.laps import Laps
 from gateway.quota.admission import Facts
 from gateway.quota.credentials import named
+from limits.values import dataclass
 
 _METADATA_BYTES_MAX = 2048
 _NAME_CHARACTERS_MAX = 256

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from aiohttp import web
 
 from gateway.proxy.laps import Laps
+from limits.values import dataclass
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from gateway.domain.accounts import Caller
 from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
@@ -18,6 +18,7 @@ from gateway.domain.usage import Basis, Outcome, Usage, billed
 from gateway.errors import Refusal
 from gateway.quota.translate import Work, price_of_bound, price_of_usage
 from limits import model as engine
+from limits.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

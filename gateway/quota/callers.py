@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from secrets import token_bytes
 from typing import Generic, Protocol, TypeVar
@@ -23,6 +23,7 @@ from typing import Generic, Protocol, TypeVar
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller
 from gateway.errors import AccountNotFound, AccountSuspended, InvalidApiKey, QuotaUnavailable, StoreUnavailable
 from gateway.quota.keys import KeyHasher, well_formed
+from limits.values import dataclass
 
 FRESH_S = 30.0
 SERVICE_FRESH_S = 2.0

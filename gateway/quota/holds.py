@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import Hold
+from limits.values import dataclass
 
 BEAT_S = 0.5
 HOLDS_PER_BEAT_MAX = 512

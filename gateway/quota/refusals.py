@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gateway.domain import messages, plans, turns
@@ -28,6 +27,7 @@ from gateway.errors import (
     TrialExpired,
 )
 from limits import model as engine
+from limits.values import dataclass
 
 RETRY_AFTER_MAX_S = 60
 MINUTE_S = 60

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from uuid_utils import uuid7
@@ -36,6 +36,7 @@ from gateway.quota.versions import Versions
 from limits import model as engine_model
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
+from limits.values import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,10 @@ the same checks that every reserve goes through.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from limits import model as engine
+from limits.values import dataclass
 
 _Asked = engine.WalletDemand | engine.BudgetDemand | engine.WindowDemand | engine.ConcurrencyDemand
 

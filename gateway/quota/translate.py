@@ -5,7 +5,7 @@ Pure: the engine's vocabulary on one side, the domain's on the other, no I/O.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gateway.domain import periods, plans
 from gateway.domain.accounts import AccountSnapshot, Caller
@@ -15,6 +15,7 @@ from gateway.domain.usage import Usage
 from limits import codec
 from limits import model as engine
 from limits.forms import Form, blank
+from limits.values import dataclass
 
 MINUTE_MS = 60_000
 _TOKENS, _USES = blank(0), blank(1)  # of every form

@@ -43,14 +43,14 @@ ROOMS: dict[str, Room] = {
     "edge": room("errors", others="aiohttp"),
     "logs": room("errors", others="orjson"),
     "metrics": room("errors logs", others="prometheus_client orjson"),
-    "domain": room("errors", never=IO + " time random os logging"),
-    "providers": room("domain errors json_bodies", others="tiktoken orjson", never=IO),
+    "domain": room("errors limits.values", never=IO + " time random os logging"),
+    "providers": room("domain limits.values errors json_bodies", others="tiktoken orjson", never=IO),
     "config": room("domain limits.model errors logs metrics", others="pydantic pydantic_core ruamel watchfiles"),
     "store": room("domain errors logs metrics", others="sqlalchemy alembic aiosqlite asyncpg orjson uuid_utils argon2"),
     "quota": room("domain limits store config errors logs metrics", others="orjson uuid_utils"),
     "proxy": room(
         # Of config the data plane knows the loaded data alone, never how it is read or reloaded.
-        "domain providers quota store config.model edge errors logs metrics",
+        "domain providers quota store limits.values config.model edge errors logs metrics",
         others="aiohttp orjson multidict yarl uuid_utils httptools aiohappyeyeballs",
     ),
     "billing": room(
