@@ -86,15 +86,17 @@ def _added(mine: Sequence[Seen], direct: Sequence[Seen], of: Callable[[Seen], in
 
 
 def _ratios(names: set[str], runs: Runs) -> dict[str, float]:
-    """Tollgate against the peer that each target of speed names."""
+    """Tollgate against the peer that each target of speed names: the median over rounds of the ratio within a round,
+    so that a slow minute of the machine weighs on both sides of it."""
     found: dict[str, float] = {}
 
     def ratio(key: str, peer: str, shape: str) -> None:
         if {"tollgate", peer} <= names:
-            ours = _median(runs["tollgate", shape], lambda run: run.cpu_us_per_event)
-            theirs = _median(runs[peer, shape], lambda run: run.cpu_us_per_event)
-            if ours and theirs:
-                found[key] = ours / theirs
+            pairs = zip(runs["tollgate", shape], runs[peer, shape], strict=True)
+            costs = ((ours.cpu_us_per_event, theirs.cpu_us_per_event) for ours, theirs in pairs)
+            within = [ours / theirs for ours, theirs in costs if ours and theirs]
+            if within:
+                found[key] = median(within)
 
     for shape in CLOSED:
         ratio(f"CPU per request against nginx + Lua + Redis, {shape}", "nginx + Lua + Redis", shape)

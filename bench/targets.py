@@ -71,7 +71,7 @@ def nginx_metered(run: Path, upstream_port: int) -> Iterator[Target]:
         for account in accounts:
             server.hset(f"{{{account}}}a", mapping={"granted": 2**50, "posted": 0, "held": 0})
         listed, keys = run / "accounts", run / "keys-metered"
-        listed.write_text("".join(f"tg_{account} {account}\n" for account in accounts))
+        listed.write_text("".join(f"tg_{name} {name} team-{name} user-{name}\n" for name in accounts))
         keys.write_text("".join(f"tg_{account}\n" for account in accounts))
         names = {
             "REDIS": str(run / "redis" / "s"),
@@ -80,7 +80,7 @@ def nginx_metered(run: Path, upstream_port: int) -> Iterator[Target]:
             "SETTLE_SHA": str(server.script_load((HERE / "nginx" / "settle.lua").read_text())),
         }
         port, program = stack.enter_context(_nginx("metered", run, upstream_port, names))
-        yield Target("nginx + Lua + Redis", "bytes / 4 for tokens; no ledger, no metrics", port, keys, program)
+        yield Target("nginx + Lua + Redis", "bytes / 4 for tokens; no SQL", port, keys, program)
 
 
 @contextlib.contextmanager

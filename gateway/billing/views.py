@@ -96,9 +96,7 @@ def holdings_view(wallets: Sequence[Holding], catalog: Catalog) -> list[View]:
     return [
         {
             "wallet": each.wallet,
-            "limit": UNLIMITED
-            if is_endless(each.limit)
-            else quantity(catalog.meters.get(each.wallet), each.limit),
+            "limit": UNLIMITED if is_endless(each.limit) else quantity(catalog.meters.get(each.wallet), each.limit),
             "used": quantity(catalog.meters.get(each.wallet), each.used),
             "overage_used": quantity(catalog.meters.get(each.wallet), each.overage),
             "overage_due": money(each.due, catalog.currency),

@@ -71,9 +71,7 @@ class Corrections:
             return account_of(await current(connection, account_id))
 
 
-async def _of_period(
-    connection: AsyncConnection, account: Account, wallet: str, now_ms: int
-) -> tuple[GrantState, ...]:
+async def _of_period(connection: AsyncConnection, account: Account, wallet: str, now_ms: int) -> tuple[GrantState, ...]:
     """What the plan granted for the running period, the first to burn first."""
     subscription = account.subscription
     found = await connection.execute(

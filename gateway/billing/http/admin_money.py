@@ -201,9 +201,7 @@ async def grant(call: Call[NoQuery, GrantBody]) -> View:
 
 async def set_used(call: Call[NoQuery, UsedBody]) -> View:
     body = call.body
-    changed = await call.office.grants.set_used(
-        call.path("account"), body.used, wallet=body.wallet, reason=body.reason
-    )
+    changed = await call.office.grants.set_used(call.path("account"), body.used, wallet=body.wallet, reason=body.reason)
     return shown_account(call, changed)
 
 

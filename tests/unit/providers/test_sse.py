@@ -22,9 +22,7 @@ MB = 1024 * 1024
 def scanner_of(dialect: str, *, hidden: bool = False) -> Scanner:
     call = call_of(dialect, MODELS[dialect])
     call.usage_hidden = hidden
-    return ADAPTERS[dialect].scanner(
-        call, content_type="text/event-stream", input_tokens=11, family=family(call.model)
-    )
+    return ADAPTERS[dialect].scanner(call, content_type="text/event-stream", input_tokens=11, family=family(call.model))
 
 
 CHUNK = b'data: {"id":"c","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"Hello"}}]}'

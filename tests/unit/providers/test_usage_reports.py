@@ -138,9 +138,7 @@ def test_a_responses_report(reported: Report, usage: Usage | None) -> None:
 
 def outcome_of(dialect: str, body: bytes, content_type: str = "application/json") -> Any:
     call = call_of(dialect, "gpt-5", stream=False)
-    scanner = ADAPTERS[dialect].scanner(
-        call, content_type=content_type, input_tokens=11, family=family("gpt-5")
-    )
+    scanner = ADAPTERS[dialect].scanner(call, content_type=content_type, input_tokens=11, family=family("gpt-5"))
     assert run(scanner, [body[:10], body[10:]]) == body
     return scanner.outcome()
 
