@@ -51,8 +51,13 @@ class Admission:
 
     def __post_init__(self) -> None:
         self.wallet = self.work.feature.wallet
-        self.held = sum([take.amount for take in self.hold.takes])
-        self.view = next((view for view in self.reserved.wallets if view.wallet == self.wallet), None)
+        self.held = 0
+        for take in self.hold.takes:
+            self.held += take.amount
+        self.view = None
+        for view in self.reserved.wallets:
+            if view.wallet == self.wallet:
+                self.view = view
 
     @property
     def remaining(self) -> int:

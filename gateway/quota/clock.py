@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
+from time import monotonic_ns
 
 
 class ServerClock:
     """Follows the server's time from its replies, on this process' monotonic clock in between."""
 
     def __init__(self) -> None:
-        self._offset_ms = int(time.time() * 1000) - _monotonic_ms()
+        self._offset_ms = 0
+        self.saw(int(time.time() * 1000))
 
     def saw(self, server_ms: int) -> None:
         """A reply carried the server's time. A late reply makes us run behind by its delay, never ahead."""
-        self._offset_ms = server_ms - _monotonic_ms()
+        self._offset_ms = server_ms - monotonic_ns() // 1_000_000
 
     def now_ms(self) -> int:
-        return _monotonic_ms() + self._offset_ms
-
-
-def _monotonic_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
+        return monotonic_ns() // 1_000_000 + self._offset_ms

@@ -28,7 +28,12 @@ class _Live:
     hold: Hold
     taken_at_s: float
     renewed_at_s: float
+    first_byte: bool = False
     told_first_byte: bool = False
+
+    def now(self) -> Hold:
+        """The hold as Redis should know it."""
+        return replace(self.hold, first_byte=True) if self.first_byte else self.hold
 
 
 def _nothing() -> None:
@@ -41,87 +46,83 @@ class Holds:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.on_other_record: Callable[[], object] = _nothing
-        self._live: dict[int, dict[str, _Live]] = {}
+        self.stale: set[int] = set()  # partitions whose record changed since their holds were sent
+        self._live: dict[str, _Live] = {}
         self._records: dict[int, str] = {}
-        self._stale: set[int] = set()
         self._locks: dict[int, asyncio.Lock] = {}
 
     def __len__(self) -> int:
-        return sum(len(holds) for holds in self._live.values())
+        return len(self._live)
 
     def oldest_age_s(self) -> float:
         """Age of the oldest live hold, seconds."""
         now_s = time.monotonic()
-        taken = (live.taken_at_s for holds in self._live.values() for live in holds.values())
-        return max(0.0, now_s - min(taken, default=now_s))
+        return max(0.0, now_s - min((live.taken_at_s for live in self._live.values()), default=now_s))
 
     def add(self, hold: Hold) -> None:
         now_s = time.monotonic()
-        partition = self._engine.partition(hold.account)
-        self._live.setdefault(partition, {})[hold.hold_id] = _Live(hold, now_s, now_s)
+        self._live[hold.hold_id] = _Live(hold, now_s, now_s)
 
     def first_byte(self, hold: Hold) -> None:
         """The upstream's first byte came: from now on a lapse charges."""
-        live = self._live.get(self._engine.partition(hold.account), {}).get(hold.hold_id)
-        if live is not None and not live.hold.first_byte:
-            live.hold = replace(live.hold, first_byte=True)
+        live = self._live.get(hold.hold_id)
+        if live is not None:
+            live.first_byte = True
 
-    def remove(self, hold: Hold) -> Hold:
-        """Take a hold out before its end is sent; answers its newest version."""
-        partition = self._engine.partition(hold.account)
-        holds = self._live.get(partition, {})
-        live = holds.pop(hold.hold_id, None)
-        if not holds:
-            self._live.pop(partition, None)
-        return live.hold if live else hold
+    def remove(self, hold: Hold) -> bool:
+        """Take a hold out before its end is sent; answers whether its first byte came."""
+        live = self._live.pop(hold.hold_id, None)
+        return live is not None and live.first_byte
+
+    def _by_partition(self) -> dict[int, list[_Live]]:
+        found: dict[int, list[_Live]] = {}
+        for live in self._live.values():
+            found.setdefault(self._engine.partition(live.hold.account), []).append(live)
+        return found
 
     def saw_record(self, partition: int, record: str) -> None:
         """Every reply names the partition's record: another one means that Redis forgot, or is another Redis."""
         known = self._records.get(partition)
+        if known == record:
+            return
         self._records[partition] = record
-        if known is not None and known != record:
-            if partition in self._live:
-                self._stale.add(partition)
+        if known is not None:
+            if partition in self._by_partition():
+                self.stale.add(partition)
             self.on_other_record()
 
-    async def settled(self, partition: int) -> None:
-        """Wait until the partition's holds are re-asserted. Raises EngineUnavailable when Redis does not answer."""
-        if partition in self._stale:
-            await self.reassert(partition)
-
     async def reassert(self, partition: int) -> None:
-        """Send all live holds of a partition. One at a time per partition."""
+        """Send all live holds of a stale partition. One at a time per partition. Raises EngineUnavailable."""
         lock = self._locks.setdefault(partition, asyncio.Lock())
         async with lock:
-            while partition in self._stale:
+            while partition in self.stale:
                 record = self._records.get(partition)
-                await self._send(partition, list(self._live.get(partition, {}).values()))
+                await self._send(partition, self._by_partition().get(partition, ()))
                 if self._records.get(partition) == record:  # else Redis forgot again in between
-                    self._stale.discard(partition)
+                    self.stale.discard(partition)
 
     async def beat(self) -> None:
         """One beat of every partition with live holds; all of them leave in one write."""
         now_s = time.monotonic()
         results = await asyncio.gather(
-            *(self._beat_partition(partition, now_s) for partition in list(self._live)), return_exceptions=True
+            *(self._beat_partition(partition, holds, now_s) for partition, holds in self._by_partition().items()),
+            return_exceptions=True,
         )
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, EngineUnavailable):
                 raise result
 
-    async def _beat_partition(self, partition: int, now_s: float) -> None:
-        if partition in self._stale:
+    async def _beat_partition(self, partition: int, holds: Sequence[_Live], now_s: float) -> None:
+        if partition in self.stale:
             await self.reassert(partition)
             return
-        due = [live for live in self._live.get(partition, {}).values() if _is_due(live, now_s)]
-        await self._send(partition, due)
-        if partition in self._stale:
+        await self._send(partition, [live for live in holds if _is_due(live, now_s)])
+        if partition in self.stale:
             await self.reassert(partition)
 
     async def _send(self, partition: int, due: Sequence[_Live]) -> None:
-        for chunk in _chunks(due, HOLDS_PER_BEAT_MAX):
-            still = self._live.get(partition, {})  # some end while an earlier chunk is under way
-            sent = [(live, live.hold) for live in chunk if still.get(live.hold.hold_id) is live]
+        for chunk in _chunks(due, HOLDS_PER_BEAT_MAX):  # some end while an earlier chunk is under way
+            sent = [(live, live.now()) for live in chunk if self._live.get(live.hold.hold_id) is live]
             state = await self._engine.renew(partition, [hold for _, hold in sent])
             now_s = time.monotonic()
             for live, hold in sent:
@@ -137,7 +138,7 @@ class Holds:
 
 
 def _is_due(live: _Live, now_s: float) -> bool:
-    news = live.hold.first_byte and not live.told_first_byte
+    news = live.first_byte and not live.told_first_byte
     return news or now_s - live.renewed_at_s >= live.hold.lease_ms / 3000
 
 

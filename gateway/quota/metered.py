@@ -82,11 +82,11 @@ class Metered:
             raise
 
     async def _decide(self, admission: Admission, bill: Bill) -> None:
-        hold = self._quota.holds.remove(admission.hold)
+        self._quota.holds.remove(admission.hold)
         try:
             await self._quota.scribe.decide(bill.row)
         except StoreUnavailable:
-            self._quota.discard(hold.account, hold.hold_id)
+            self._quota.discard(admission.hold.account, admission.hold.hold_id)
             raise
 
     async def forget(self, account_id: str, hold_id: str) -> None:
@@ -101,7 +101,8 @@ class Metered:
 
         Raises as ``Quota.admit``; StoreUnavailable, QuotaUnavailable: nothing is held, or will not be for long."""
         admission = await self._admit(ask)
-        hold = replace(self._quota.holds.remove(admission.hold), first_byte=True)
+        self._quota.holds.remove(admission.hold)
+        hold = replace(admission.hold, first_byte=True)
         row = HoldRow(
             id=hold.hold_id,
             account_id=hold.account,

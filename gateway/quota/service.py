@@ -315,7 +315,8 @@ class Quota:
             dry=ask.dry,
         )
         partition = self._engine.partition(account_id)
-        await self.holds.settled(partition)
+        if partition in self.holds.stale:
+            await self.holds.reassert(partition)
         try:
             reply = await self._engine.reserve(request, ticket=nonce())
         except EngineUnavailable as error:
@@ -351,10 +352,11 @@ class Quota:
 
     async def end(self, admission: Admission, bill: Bill) -> None:
         """Settle or release. The charge is in memory before anything is awaited."""
-        hold = self.holds.remove(admission.hold)
+        hold = admission.hold
+        has_begun = self.holds.remove(hold)
         if bill.released:
             released = await self._until_answered(lambda: self._engine.release(hold))
-            if not released and hold.first_byte:  # its lapse will charge: the database must know better
+            if not released and has_begun:  # its lapse will charge: the database must know better
                 self.scribe.add(bill.row)
             return
         self.scribe.add(bill.row)
