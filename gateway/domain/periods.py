@@ -84,6 +84,13 @@ def billing_month(at_ms: int) -> str:
     return _moment(at_ms).strftime("%Y-%m")
 
 
+def month_span(month: str) -> tuple[int, int]:
+    """The first instant of a UTC calendar month, ``2026-11``, and of the next one. Raises ValueError."""
+    first = datetime.strptime(month, "%Y-%m").replace(tzinfo=UTC)
+    starts_ms = _unix_ms(first)
+    return starts_ms, starts_ms + calendar.monthrange(first.year, first.month)[1] * DAY_MS
+
+
 def day_of(at_ms: int) -> str:
     """The UTC day of an instant: ``2026-11-20``."""
     return _moment(at_ms).strftime("%Y-%m-%d")

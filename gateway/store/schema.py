@@ -325,7 +325,7 @@ usage = Table(
     _int("created_at_ms"),  # when the hold was taken
     _int("at_ms"),  # when it ended
     _int("committed_at_ms"),
-    Column("month", String(7), nullable=False),  # of at_ms, UTC: 2026-11
+    Column("month", String(7), nullable=False),  # of at_ms, UTC: 2026-11; found by at_ms
     _text("route"),
     _text("model", nullable=True),
     _text("upstream", nullable=True),
@@ -360,7 +360,6 @@ usage = Table(
     PrimaryKeyConstraint("account_id", "seq"),
     UniqueConstraint("hold_id", "state"),
     Index(None, "account_id", "at_ms", "seq"),
-    Index(None, "account_id", "month", "at_ms", "seq"),
     Index(None, "committed_at_ms"),
 )
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, case, cast, func, literal_column, select, tuple_
 
-from gateway.domain.periods import DAY_MS, day_of
+from gateway.domain.periods import DAY_MS, day_of, month_span
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.common import Page, page_of, page_size, storable
@@ -208,7 +208,13 @@ def _filtered(query: Select[Any], account_id: str, which: Filter) -> Select[Any]
         query = query.where(usage.c.at_ms >= which.from_ms)
     if which.to_ms is not None:
         query = query.where(usage.c.at_ms < which.to_ms)
-    for name in ("month", "user_id", "team_id", "key_id", "feature", "wallet", "model", "job", "job_type"):
+    if which.month is not None:
+        try:
+            from_ms, to_ms = month_span(which.month)
+        except ValueError:
+            return None
+        query = query.where(usage.c.at_ms >= from_ms, usage.c.at_ms < to_ms)
+    for name in ("user_id", "team_id", "key_id", "feature", "wallet", "model", "job", "job_type"):
         value = getattr(which, name)
         if value is not None:
             if not storable(value):

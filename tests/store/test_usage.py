@@ -63,6 +63,9 @@ async def test_lists_are_newest_first_in_pages(store: Store) -> None:
         (Filter(month=NOVEMBER), 9),
         (Filter(month="2025-12"), 1),
         (Filter(month="2025-10"), 0),
+        (Filter(month="2025-13"), 0),
+        (Filter(month="9999-12"), 0),
+        (Filter(month=NOVEMBER, from_ms=NOW_MS + 4), 6),
         (Filter(from_ms=NOW_MS + 3, to_ms=NOW_MS + 6), 3),  # half-open
         (Filter(job="j0"), 5),
         (Filter(job="j0", user_id="u1"), 1),
@@ -132,18 +135,14 @@ async def test_a_cursor_of_no_list_is_refused(store: Store, cursor: str) -> None
             await act
 
 
-async def test_lists_by_time_and_by_month_use_their_indexes(store: Store, place: Place) -> None:
-    """A6. PostgreSQL prefers to read small tables whole: there, that is forbidden for the question."""
+async def test_lists_by_time_use_their_index(store: Store, place: Place) -> None:
+    """A6: a month is a time, too. PostgreSQL prefers to read small tables whole: there, that is forbidden for the
+    question."""
     by_time = "account_id = 'a' AND at_ms >= 1 AND at_ms < 9 ORDER BY at_ms DESC, seq DESC LIMIT 10"
-    by_month = "account_id = 'a' AND month = '2025-11' ORDER BY at_ms DESC, seq DESC LIMIT 10"
-    plans = []
     async with store.database.snapshot() as connection:
         if place.backend == "postgresql":
             await connection.execute(text("SET LOCAL enable_seqscan = off"))
             await connection.execute(text("SET LOCAL enable_sort = off"))
-        for condition in (by_time, by_month):
-            explain = "EXPLAIN QUERY PLAN" if place.backend == "sqlite" else "EXPLAIN"
-            rows = await connection.execute(text(f"{explain} SELECT * FROM usage WHERE {condition}"))
-            plans.append(" ".join(str(row) for row in rows))
-    assert "ix_usage_account_id_at_ms_seq" in plans[0]
-    assert "ix_usage_account_id_month_at_ms_seq" in plans[1]
+        explain = "EXPLAIN QUERY PLAN" if place.backend == "sqlite" else "EXPLAIN"
+        rows = await connection.execute(text(f"{explain} SELECT * FROM usage WHERE {by_time}"))
+    assert "ix_usage_account_id_at_ms_seq" in " ".join(str(row) for row in rows)

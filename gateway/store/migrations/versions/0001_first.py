@@ -189,9 +189,6 @@ def _usage() -> None:
         sa.UniqueConstraint("hold_id", "state", name=op.f("uq_usage_hold_id_state")),
     )
     op.create_index(op.f("ix_usage_account_id_at_ms_seq"), "usage", ["account_id", "at_ms", "seq"], unique=False)
-    op.create_index(
-        op.f("ix_usage_account_id_month_at_ms_seq"), "usage", ["account_id", "month", "at_ms", "seq"], unique=False
-    )
     op.create_index(op.f("ix_usage_committed_at_ms"), "usage", ["committed_at_ms"], unique=False)
 
 
