@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from functools import partial
 
 from aiohttp import web
 from uuid_utils import uuid7
@@ -55,23 +54,27 @@ def begin(gateway: Gateway, adapter: Adapter, request: web.BaseRequest, give: Gi
 
     A streamed answer is given when it has been written, but for its last chunk."""
     visit = Visit(request, Laps(gateway.metrics), give)
-    gateway.tasks.spawn(handle(gateway, adapter, visit)).add_done_callback(
-        partial(_answer_anyway, gateway, adapter, visit)
-    )
+    gateway.tasks.spawn(handle(gateway, adapter, visit))
     return visit
 
 
-def _answer_anyway(gateway: Gateway, adapter: Adapter, visit: Visit, call: asyncio.Task[None]) -> None:
-    """A bug of ours must not leave a client waiting: 500, and a log line that says where, but not what was asked."""
-    error = None if call.cancelled() else call.exception()
-    if error is not None:
-        log.error("a call failed", exc_info=error)
-    if not visit.is_answered:
-        refuse(gateway, adapter, visit, TollgateError(), None, None)
-
-
 async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:
-    """Meter one call: authenticate → parse → admit → forward → relay → settle."""
+    """Meter one call: authenticate → parse → admit → forward → relay → settle.
+
+    A bug of ours must not leave a client waiting: 500, and a log line that says where, but not what was asked."""
+    try:
+        exchange = await _admitted(gateway, adapter, visit)
+        if exchange is not None:
+            await exchange.run()
+    except Exception as error:
+        log.error("a call failed", exc_info=error)
+    finally:
+        if not visit.is_answered:
+            refuse(gateway, adapter, visit, TollgateError(), None, None)
+
+
+async def _admitted(gateway: Gateway, adapter: Adapter, visit: Visit) -> Exchange | None:
+    """The call with its hold; None when it was refused."""
     request, laps = visit.request, visit.laps
     caller: Caller | None = None
     asked: Asked | None = None
@@ -83,8 +86,8 @@ async def handle(gateway: Gateway, adapter: Adapter, visit: Visit) -> None:
         admission, bound = await admit(gateway, key, caller, asked, request.headers, laps)
     except TollgateError as error:
         refuse(gateway, adapter, visit, error, caller, asked)
-        return
-    await Exchange(gateway, visit, asked, admission, bound).run()
+        return None
+    return Exchange(gateway, visit, asked, admission, bound)
 
 
 def refuse(

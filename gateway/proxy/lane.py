@@ -62,6 +62,11 @@ class Lane(RequestHandler):
             self._waiter = waiter
         self._go_on()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """aiohttp's, where something was paused: every body that was read asks for it."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def resume_writing(self) -> None:
         super().resume_writing()
         self._go_on()
@@ -74,7 +79,7 @@ class Lane(RequestHandler):
     def _go_on(self) -> None:
         """The next request, if it is anybody's turn."""
         waiter = self._waiter
-        if not self._messages or self._is_busy or self._paused or waiter is None or waiter.done():
+        if self._is_busy or not self._messages or self._paused or waiter is None or waiter.done():
             return
         message, payload = self._messages[0]
         if isinstance(message, RawRequestMessage) and self.transport is not None:
@@ -155,22 +160,25 @@ def _metered(message: RawRequestMessage) -> Adapter | None:
     """The adapter of a metered call; None for what is the loop's."""
     if message.method != "POST" or message.upgrade:
         return None
-    return ADAPTERS.get(message.path.partition("?")[0])
+    path = message.path
+    return ADAPTERS.get(path if "?" not in path else path.partition("?")[0])
 
 
 def spelled(answer: Whole, request: web.BaseRequest, *, is_kept: bool) -> bytes:
     """A whole answer as bytes. A header that would not stay on its line is left out."""
     is_modern = request.version >= HttpVersion11
     status, headers, body = answer.status, answer.headers, answer.body
-    lines = [f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}"]
-    lines += [f"{name}: {value}" for name, value in headers.items() if value.isprintable()]
+    if not "".join(headers.values()).isprintable():
+        headers = {name: value for name, value in headers.items() if value.isprintable()}
+    head = f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}\r\n"
+    for name, value in headers.items():
+        head += f"{name}: {value}\r\n"
     if status in _BODILESS:
         body = b""
     else:
-        lines.append(f"content-length: {len(body)}")
+        head += f"content-length: {len(body)}\r\n"
         if "content-type" not in headers:
-            lines.append("content-type: application/octet-stream")
-    lines.append(f"date: {rfc822_formatted_time()}")
+            head += "content-type: application/octet-stream\r\n"
     if is_kept != is_modern:
-        lines.append("connection: keep-alive" if is_kept else "connection: close")
-    return "\r\n".join((*lines, "\r\n")).encode("utf-8", "surrogateescape") + body
+        head += "connection: keep-alive\r\n" if is_kept else "connection: close\r\n"
+    return f"{head}date: {rfc822_formatted_time()}\r\n\r\n".encode("utf-8", "surrogateescape") + body

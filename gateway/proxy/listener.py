@@ -62,10 +62,10 @@ class Connection(Lane):
     def data_received(self, data: bytes) -> None:
         """Notes when a request begins whose headers do not end with it."""
         super().data_received(data)
-        if self._is_waiting():
-            self._unfinished_since_s = self._unfinished_since_s or self._loop.time()
-        else:
+        if self._is_busy or not self._is_waiting():
             self._unfinished_since_s = 0.0
+        elif not self._unfinished_since_s:
+            self._unfinished_since_s = self._loop.time()
 
     def check(self, patience: Patience, now_s: float) -> None:
         """Close what has kept us waiting too long."""
