@@ -48,7 +48,6 @@ from gateway.quota.reaper import Reaper
 from gateway.quota.scribe import Scribe
 from gateway.quota.service import Quota
 from gateway.quota.states import States
-from gateway.quota.timed import TimedClient
 from gateway.quota.turn import Turner
 from gateway.quota.versions import Versions
 from gateway.quota.watch import Watch
@@ -125,8 +124,11 @@ async def build(
         metrics=metrics,
     )
     stack.push_async_callback(store.close)
-    plain = connect(redis_url, on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason))
-    client = TimedClient(plain, metrics)
+    client = connect(
+        redis_url,
+        on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason),
+        on_script=metrics.redis_seconds.observe,
+    )
     stack.push_async_callback(client.close)
     partitions = await store.installed_partitions(now_ms=clock.now_ms())
     engine = Engine(

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from limits.cluster import ClusterClient
-from limits.connection import Address, NodeClient, StateListener, Timing
+from limits.connection import Address, NodeClient, ScriptListener, StateListener, Timing, nobody
 from limits.resp import Argument, Script
 from limits.values import dataclass
 
@@ -52,10 +52,12 @@ def connect(
     command_timeout_s: float = 0.25,
     timing: Timing | None = None,
     on_state: StateListener | None = None,
+    on_script: ScriptListener = nobody,
 ) -> Client:
     """A client that dials on its first command and reconnects by itself, for one event loop's use.
 
-    ``timing`` replaces every default. ``on_state(address, up, reason)`` is called at each change.
+    ``timing`` replaces every default. ``on_state(address, up, reason)`` is called at each change,
+    ``on_script((name,), seconds)`` after each script.
     Raises ValueError for a URL that says nothing sensible; its text never contains the password.
     """
     parts = urlsplit(url)
@@ -69,7 +71,7 @@ def connect(
     if parts.scheme == "unix":
         if not parts.path:
             raise ValueError("unix:// needs a path")
-        return NodeClient(replace(common, path=unquote(parts.path)), timing, on_state)
+        return NodeClient(replace(common, path=unquote(parts.path)), timing, on_state, on_script)
     if parts.scheme.startswith("rediss"):
         common = replace(common, tls=_tls(options))
     places = [_place(place) for place in parts.netloc.rpartition("@")[2].split(",")]
@@ -77,10 +79,10 @@ def connect(
     if parts.scheme.endswith("+cluster"):
         if common.db:
             raise ValueError("a Redis Cluster has only database 0")
-        return ClusterClient(addresses, timing, on_state)
+        return ClusterClient(addresses, timing, on_state, on_script)
     if len(addresses) > 1:
         raise ValueError("several hosts need redis+cluster://")
-    return NodeClient(addresses[0], timing, on_state)
+    return NodeClient(addresses[0], timing, on_state, on_script)
 
 
 def _credentials(parts: SplitResult, options: dict[str, str]) -> Address:

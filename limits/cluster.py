@@ -21,7 +21,7 @@ from typing import Any
 
 import hiredis
 
-from limits.connection import Address, Node, StateListener, Timing
+from limits.connection import Address, Node, ScriptListener, StateListener, Timing, nobody
 from limits.errors import EngineUnavailable
 from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
 
@@ -57,11 +57,18 @@ Call = tuple[Script, Sequence[bytes], Sequence[Argument]]
 class ClusterClient:
     """``limits.client.Client`` on a cluster. ``seeds`` are asked for the map first, and when nobody else answers."""
 
-    def __init__(self, seeds: Sequence[Address], timing: Timing, on_state: StateListener | None = None) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[Address],
+        timing: Timing,
+        on_state: StateListener | None = None,
+        on_script: ScriptListener = nobody,
+    ) -> None:
         assert seeds, "a cluster needs at least one address"
         self._seeds = tuple(seeds)
         self._timing = timing
         self._on_state = on_state
+        self._on_script = on_script
         self._nodes: dict[tuple[str, int], Node] = {}
         self._masters: tuple[Node, ...] = ()
         self._slots: list[Node | None] = [None] * SLOTS
@@ -80,9 +87,11 @@ class ClusterClient:
     async def evalsha(
         self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
     ) -> Any:
-        call = (script, keys, args)
-        slot = slot_of(keys[0])
-        return await self._run(pack_evalsha(*call), slot, timeout_s or self._timing.command_timeout_s, call)
+        call, began_s, limit_s = (script, keys, args), time.monotonic(), timeout_s or self._timing.command_timeout_s
+        try:
+            return await self._run(pack_evalsha(*call), slot_of(keys[0]), limit_s, call)
+        finally:
+            self._on_script((script.name,), time.monotonic() - began_s)
 
     async def execute(self, *args: Argument, key: bytes | None = None, timeout_s: float | None = None) -> Any:
         """``key`` says which master; without it, any."""

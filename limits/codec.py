@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import Final
 
 from limits import keys
@@ -24,6 +25,8 @@ from limits.model import (
     Demand,
     Grant,
     Hold,
+    OfBudget,
+    OfGrant,
     OpenHold,
     OutboxEntry,
     Scope,
@@ -44,18 +47,11 @@ BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every fie
 
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
-_CODED_LINE = struct.Struct("<BIq")
-_CODED_BUDGET = struct.Struct("<BIIHq")
 _HOLD = struct.Struct("<HBQIQBB")
 _SEQ = struct.Struct("<QH")
 _CONFIRM = struct.Struct("<16sBI")
 _PERIOD = struct.Struct("<IIHq")
 _GRANT = struct.Struct("<IQqQQi")
-
-
-def time48(at_ms: int) -> bytes:
-    """A time as 6 bytes."""
-    return at_ms.to_bytes(6, "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +69,17 @@ class Layout:
     lengths_ms: tuple[int, ...]  # of ``windows``
 
 
-class Fields:
-    """The fields that a script reads, in order, from 1: those given, then whatever else its coded lines live in."""
+class Fields(dict[bytes, int]):
+    """The places of the fields that a script reads, from 1: those given, then whatever else its coded lines live in."""
 
     def __init__(self, *names: bytes) -> None:
-        self.names = list(names)
-        self._places = {name: place for place, name in enumerate(names, 1)}
+        super().__init__(zip(names, count(1)))
 
-    def place(self, name: bytes) -> int:
-        found = self._places.get(name)
-        if found is None:
-            self.names.append(name)
-            found = self._places[name] = len(self.names)
-            if found > 255:
-                raise ValueError("coded lines live in at most 255 fields")
-        return found
+    def __missing__(self, name: bytes) -> int:
+        place = self[name] = len(self) + 1
+        if place > 255:
+            raise ValueError("coded lines live in at most 255 fields")
+        return place
 
 
 class _Values:
@@ -104,7 +96,7 @@ class _Values:
         if found is None:
             if -self._blanks <= amount < 0:
                 return -amount
-            checked_amount(amount)
+            check_amounts((amount,))
             found = self._indices[amount] = self._blanks + len(self._indices) + 1
             if found > 255:
                 raise ValueError("a demand has at most 255 different amounts")
@@ -116,10 +108,11 @@ class _Values:
         return struct.pack(f"<B{len(amounts)}Q", len(amounts) // 4, *amounts)
 
 
-def checked_amount(amount: int) -> None:
+def check_amounts(amounts: Iterable[int]) -> None:
     """Raises ValueError for what is no amount of a demand."""
-    if not 0 <= amount <= AMOUNT_MAX:
-        raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
+    for amount in amounts:
+        if not 0 <= amount <= AMOUNT_MAX:
+            raise ValueError(f"an amount is within 0 and 2^53-1, not {amount}")
 
 
 def layout(demand: Demand) -> Layout:
@@ -211,10 +204,6 @@ def window_key(window: WindowDemand) -> tuple[int, int]:
     return _WINDOW_CODES[window.name], length_s
 
 
-def budget_key(number: int, starts_at_ms: int) -> bytes:
-    return number.to_bytes(4, "little") + time48(starts_at_ms)
-
-
 def encode_hold(hold: Hold, packed: Layout) -> bytes:
     """The whole hold, as Redis keeps it (its lease's end is the script's to set)."""
     places = {wallet.wallet: place for place, wallet in enumerate(hold.demand.form.wallets, 1)}
@@ -233,51 +222,44 @@ def decode_hold(hold_id: str, packed: bytes) -> OpenHold:
     return OpenHold(hold_id, created_at_ms, bool(first_byte), tuple((number, amount) for number, amount, _ in takes))
 
 
-def encode_vector(lines: Sequence[Take], budgets: Sequence[BudgetLine], *, signed: bool) -> bytes:
-    """What a charge or a delta puts on grants and budgets. Raises ValueError for an amount out of range."""
+def encode_lines(
+    lines: Sequence[OfGrant], budgets: Sequence[OfBudget], fields: Fields, *, signed: bool = False
+) -> tuple[bytes, bytes]:
+    """What a charge or a delta puts on grants and budgets: as a vector, to be kept, and as coded lines, to be counted,
+    with the places of their fields instead of names. Raises ValueError for an amount out of range."""
     lowest = -AMOUNT_MAX if signed else 0
-    wallets: dict[str, list[bytes]] = {}
+    wallets: dict[str, list[int]] = {}
+    coded: list[int] = [len(lines)]
     for line in lines:
-        if not lowest <= line.amount <= AMOUNT_MAX:
-            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {line.amount}")
-        wallets.setdefault(line.wallet, []).append(_LINE.pack(line.number, line.amount))
-    parts = [bytes((len(wallets),))]
-    for wallet, packed in wallets.items():
-        name = keys.wallet_field(wallet)[1:]
-        parts += (bytes((len(name),)), name, bytes((len(packed),)), *packed)
-    parts.append(bytes((len(budgets),)))
+        wallet, number, amount = line.wallet, line.number, line.amount
+        if not lowest <= amount <= AMOUNT_MAX:
+            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {amount}")
+        if wallet not in wallets:
+            wallets[wallet] = []
+        wallets[wallet] += (number, amount)
+        coded += (fields[keys.wallet_field(wallet)], number, amount)
+    periods = [len(budgets)]
+    coded.append(len(budgets))
     for budget in budgets:
-        if not lowest <= budget.amount <= AMOUNT_MAX:
-            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {budget.amount}")
-        parts += (budget_key(budget.number, budget.starts_at_ms), budget.amount.to_bytes(8, "little", signed=True))
-    return b"".join(parts)
+        number, starts_ms, amount = budget.number, budget.starts_at_ms, budget.amount
+        if not lowest <= amount <= AMOUNT_MAX:
+            raise ValueError(f"an amount is within {lowest} and 2^53-1, not {amount}")
+        period = (number, starts_ms % _U32, starts_ms >> 32, amount)
+        periods += period
+        coded += (fields[keys.bucket_field(number)], *period)
+    parts = [bytes((len(wallets),))]
+    for wallet, numbers in wallets.items():
+        name, grants = keys.wallet_field(wallet)[1:], len(numbers) // 2
+        parts.append(struct.pack(f"<B{len(name)}sB" + grants * "Iq", len(name), name, grants, *numbers))
+    parts.append(struct.pack("<B" + len(budgets) * "IIHq", *periods))
+    return b"".join(parts), struct.pack("<B" + len(lines) * "BIq" + "B" + len(budgets) * "BIIHq", *coded)
 
 
-def encode_lines(lines: Sequence[Take], budgets: Sequence[BudgetLine], fields: Fields) -> bytes:
-    """The same as coded lines: with the places of the fields instead of names. Amounts were checked by the vector."""
-    parts = [bytes((len(lines),))]
-    for line in lines:
-        parts.append(_CODED_LINE.pack(fields.place(keys.wallet_field(line.wallet)), line.number, line.amount))
-    parts.append(bytes((len(budgets),)))
-    for item in budgets:
-        starts_ms, place = item.starts_at_ms, fields.place(keys.bucket_field(item.number))
-        parts.append(_CODED_BUDGET.pack(place, item.number, starts_ms % _U32, starts_ms >> 32, item.amount))
-    return b"".join(parts)
-
-
-def encode_charge(charge: Charge) -> tuple[bytes, int]:
+def encode_charge(charge: Charge, vector: bytes) -> tuple[bytes, int]:
     """A charge as it goes into the outbox, and the position of its vector in it (from 1)."""
-    account = charge.account.encode()
-    vector = encode_vector(charge.lines, charge.budgets, signed=False)
-    head = b"".join(
-        (
-            bytes((STATES[charge.state],)),
-            keys.hold_bytes(charge.hold_id),
-            bytes((len(account),)),
-            account,
-            len(vector).to_bytes(2, "little"),
-        )
-    )
+    account, hold_id = charge.account.encode(), keys.hold_names(charge.hold_id).id
+    size, state = len(account), STATES[charge.state]
+    head = struct.pack(f"<B16sB{size}sH", state, hold_id, size, account, len(vector))
     return b"".join((head, vector, charge.payload)), len(head) + 1
 
 
@@ -320,15 +302,14 @@ def decode_entry(entry_id: bytes, packed: bytes, now_ms: int) -> OutboxEntry:
 
 
 def encode_confirm(confirm: Confirm, fields: Fields) -> bytes:
-    """A charge that SQL has, with its deltas in order of seq: each as a vector, to be kept, and as coded lines, to be
-    counted."""
+    """A charge that SQL has, with its deltas in order of seq, each as a vector and as coded lines."""
     parts: list[bytes] = []
     deltas = confirm.deltas if len(confirm.deltas) < 2 else sorted(confirm.deltas, key=lambda item: item.seq)
     for delta in deltas:
-        vector = encode_vector(delta.lines, delta.budgets, signed=True)
-        parts += (_SEQ.pack(delta.seq, len(vector)), vector, encode_lines(delta.lines, delta.budgets, fields))
+        vector, lines = encode_lines(delta.lines, delta.budgets, fields, signed=True)
+        parts += (_SEQ.pack(delta.seq, len(vector)), vector, lines)
     packed = b"".join(parts)
-    return _CONFIRM.pack(keys.hold_bytes(confirm.hold_id), STATES[confirm.state], len(packed)) + packed
+    return _CONFIRM.pack(keys.hold_names(confirm.hold_id).id, STATES[confirm.state], len(packed)) + packed
 
 
 def encode_snapshot(snapshot: Snapshot) -> tuple[bytes, list[bytes | int]]:

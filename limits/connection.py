@@ -39,6 +39,13 @@ NEVER_S = float("inf")
 NOTHING = object()
 
 StateListener = Callable[[str, bool, str], None]
+# Told of every script: its name, and the seconds until its answer was read here, what the own loop adds included. One
+# that failed is told too: a time-out shows as what it is.
+ScriptListener = Callable[[tuple[str, ...], float], None]
+
+
+def nobody(name: tuple[str, ...], seconds: float) -> None:
+    """Nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,8 @@ class Link(asyncio.Protocol):
         self.waiting: deque[Waiting] = deque()
         self.quiet_since = time.monotonic()
         self.transport: asyncio.Transport | None = None
-        self.lost = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        self.lost = self.loop.create_future()
         self._on_lost = on_lost
         self._reader = hiredis.Reader(notEnoughData=NOTHING)
 
@@ -183,13 +191,12 @@ class Node:
         elif len(waiting) >= self._timing.waiting_max:
             raise EngineUnavailable(f"{len(waiting)} commands wait for {self.address}", sent=False)
         deadline = now + timeout_s
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = link.loop.create_future()
         for _ in range(ignored):
             waiting.append(None)
         waiting.append((future, deadline))
         if not self._out:
-            loop.call_soon(self._flush)
+            link.loop.call_soon(self._flush)
         self._out.append(data)
         if deadline < self._due:
             self._arm(deadline - now)
@@ -399,9 +406,16 @@ ELSEWHERE = frozenset(("READONLY", "MASTERDOWN", "NOAUTH"))
 class NodeClient:
     """``limits.client.Client`` on one server."""
 
-    def __init__(self, address: Address, timing: Timing, on_state: StateListener | None = None) -> None:
+    def __init__(
+        self,
+        address: Address,
+        timing: Timing,
+        on_state: StateListener | None = None,
+        on_script: ScriptListener = nobody,
+    ) -> None:
         self._node = Node(address, timing, on_state)
         self._timeout_s = timing.command_timeout_s
+        self._on_script = on_script
 
     @property
     def up(self) -> bool:
@@ -410,13 +424,17 @@ class NodeClient:
     async def evalsha(
         self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
     ) -> Any:
-        deadline = time.monotonic() + (timeout_s or self._timeout_s)
-        reply = await self._node.send(pack_evalsha(script, keys, args), timeout_s or self._timeout_s)
-        if isinstance(reply, hiredis.ReplyError):
-            if code_of(reply) == "NOSCRIPT":
-                reply = await self._node.send(pack_eval(script, keys, args), deadline - time.monotonic())
-            return self._checked(reply)
-        return reply
+        began_s, limit_s = time.monotonic(), timeout_s or self._timeout_s
+        try:
+            reply = await self._node.send(pack_evalsha(script, keys, args), limit_s)
+            if isinstance(reply, hiredis.ReplyError):
+                if code_of(reply) == "NOSCRIPT":
+                    left_s = began_s + limit_s - time.monotonic()
+                    reply = await self._node.send(pack_eval(script, keys, args), left_s)
+                return self._checked(reply)
+            return reply
+        finally:
+            self._on_script((script.name,), time.monotonic() - began_s)
 
     async def execute(self, *args: Argument, key: bytes | None = None, timeout_s: float | None = None) -> Any:
         return self._checked(await self._node.send(pack(*args), timeout_s or self._timeout_s))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -86,16 +86,16 @@ class Engine:
 
         Raises EngineUnavailable, ScriptRejected, ValueError."""
         packed = codec.layout(request.demand)
-        hold_id = keys.hold_bytes(request.hold_id)
+        names = keys.hold_names(request.hold_id)
         if not (0 < request.lease_ms < 2**32 and 0 <= request.deadline_ms < codec.TIME_MAX and request.rev >= 0):
             raise ValueError(
                 f"no such lease, deadline or rev: {request.lease_ms}, {request.deadline_ms}, {request.rev}"
             )
-        call = _CALL.pack(hold_id, request.rev, 0 if request.dry else request.lease_ms, request.deadline_ms)
+        call = _CALL.pack(names.id, request.rev, 0 if request.dry else request.lease_ms, request.deadline_ms)
         if not request.dry:
             call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
         args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
-        fields = (keys.META, keys.hold_field(hold_id), *packed.fields)
+        fields = (keys.META, names.field, *packed.fields)
         reply = await self._run("reserve", request.account, *args, *fields)
         hold = Hold(
             account=request.account,
@@ -117,15 +117,15 @@ class Engine:
         top = aligned(hold.demand, more)
         grown = replace(hold, demand=summed(hold.demand, top))
         asked, packed = codec.layout(top), codec.layout(grown.demand)
-        hold_id = keys.hold_bytes(hold.hold_id)
+        names = keys.hold_names(hold.hold_id)
         args = (
-            struct.pack("<16sH", hold_id, hold.version),
+            struct.pack("<16sH", names.id, hold.version),
             asked.slots,
             asked.limits,
             packed.slots + hold.note,
             ticket,
         )
-        fields = (keys.META, keys.hold_field(hold_id), *packed.fields)
+        fields = (keys.META, names.field, *packed.fields)
         reply = await self._run("extend", hold.account, *args, *fields)
         return replies.decode_extend(reply, Asked(grown, top, asked))
 
@@ -133,17 +133,17 @@ class Engine:
         """End a hold with its charge; never refused. ``window_actuals``: what each window of the demand really took
         (None or nothing at all: as reserved). Raises EngineUnavailable, ScriptRejected, ValueError."""
         packed = codec.layout(hold.demand)
-        hold_id = keys.hold_bytes(hold.hold_id)
-        encoded, at = codec.encode_charge(charge)
+        names = keys.hold_names(hold.hold_id)
         actuals = b""
         if window_actuals:
             if len(window_actuals) != len(packed.windows):
                 raise ValueError(f"{len(packed.windows)} windows, but {len(window_actuals)} actuals")
-            used = (window_actuals[index] for index in packed.windows)
-            actuals = struct.pack(f"<{len(packed.windows)}q", *(-1 if amount is None else amount for amount in used))
-        fields = codec.Fields(keys.META, keys.hold_field(hold_id), keys.mark_field(hold_id), *packed.fields)
-        lines = codec.encode_lines(charge.lines, charge.budgets, fields)
-        reply = await self._run("settle", hold.account, hold_id, encoded, at, actuals, lines, *fields.names)
+            used = [-1 if window_actuals[index] is None else window_actuals[index] for index in packed.windows]
+            actuals = struct.pack(f"<{len(used)}q", *used)
+        fields = codec.Fields(keys.META, names.field, names.mark, *packed.fields)
+        vector, lines = codec.encode_lines(charge.lines, charge.budgets, fields)
+        encoded, at = codec.encode_charge(charge, vector)
+        reply = await self._run("settle", hold.account, names.id, encoded, at, actuals, lines, *fields)
         return replies.decode_settled(reply)
 
     async def release(self, hold: Hold) -> None:
@@ -154,7 +154,7 @@ class Engine:
         """The same for a reserve whose reply never came, once its deadline has passed; whether it was open.
 
         Raises EngineUnavailable."""
-        return bool(await self._run("release", account, keys.hold_bytes(hold_id)))
+        return bool(await self._run("release", account, keys.hold_names(hold_id).id))
 
     async def open_holds(self, account: str) -> tuple[OpenHold, ...]:
         """What is in flight, the oldest first: for people, who ask seldom. It looks through the account's fields in
@@ -164,7 +164,7 @@ class Engine:
         cursor = b"0"
         while True:
             cursor, fields = await self.client.execute(
-                b"HSCAN", key, cursor, b"MATCH", keys.hold_field(b"*"), b"COUNT", HOLDS_SCANNED_AT_ONCE, key=key
+                b"HSCAN", key, cursor, b"MATCH", keys.HOLD + b"*", b"COUNT", HOLDS_SCANNED_AT_ONCE, key=key
             )
             for name, packed in zip(fields[::2], fields[1::2], strict=True):
                 hold = codec.decode_hold(keys.hold_text(name[1:]), packed)
@@ -183,7 +183,7 @@ class Engine:
         for hold in holds:
             place = accounts.setdefault(hold.account, len(accounts) + 1)
             whole = codec.encode_hold(hold, codec.layout(hold.demand))
-            grouped.append((place, struct.pack("<H16s", place, keys.hold_bytes(hold.hold_id)) + whole))
+            grouped.append((place, struct.pack("<H16s", place, keys.hold_names(hold.hold_id).id) + whole))
         grouped.sort(key=lambda item: item[0])
         own = [keys.account_key(partition, account) for account in accounts]
         reply = await self.client.evalsha(
@@ -207,7 +207,7 @@ class Engine:
             raise ValueError(f"1 to {CONFIRMS_PER_CALL} charges of one account, no hold twice")
         fields = codec.Fields(keys.META)
         packed = b"".join([codec.encode_confirm(item, fields) for item in sorted(confirms, key=_first_seq)])
-        await self._run("confirm", confirms[0].account, packed, *fields.names)
+        await self._run("confirm", confirms[0].account, packed, *fields)
 
     async def peek(self, account: str, *, ticket: str, wallets: Sequence[str]) -> AccountView | Stale:
         """What Redis holds: the wallets named, and up to 512 budgets. Raises EngineUnavailable."""
@@ -259,9 +259,9 @@ class Engine:
         """Take or keep the lease of this name. Raises EngineUnavailable."""
         return bool(await self.client.evalsha(script("lead"), [keys.leader_key(name)], [self._policy, owner, ttl_ms]))
 
-    async def _run(self, name: str, account: str, *args: Argument) -> Any:
+    def _run(self, name: str, account: str, *args: Argument) -> Awaitable[Any]:
         home = keys.home_of(account, self.partitions)
-        return await self.client.evalsha(script(name), home.keys, (self._policy, *args))
+        return self.client.evalsha(script(name), home.keys, (self._policy, *args))
 
 
 def _first_seq(confirm: Confirm) -> int:

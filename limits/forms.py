@@ -33,8 +33,7 @@ class Form:
 
     def fill(self, *amounts: int) -> Filled:
         """The demand with these amounts, one for each blank. Raises ValueError."""
-        for amount in amounts:
-            codec.checked_amount(amount)
+        codec.check_amounts(amounts)
         same = self._layout
         slots = self._amounts.pack(self._blocks, *amounts) + self._rest
         packed = codec.Layout(slots, same.limits, same.fields, same.windows, same.concurrency, same.lengths_ms)
@@ -44,21 +43,16 @@ class Form:
 class Filled(Demand):
     """A form with its amounts: equal to the demand that it spells out."""
 
-    __slots__ = ("_amounts", "_form", "_spelled")
+    __slots__ = ("_amounts", "_spelled", "form")
+    form: Demand
     _amounts: Sequence[int]
-    _form: Demand
     _spelled: Demand | None
 
     def __init__(self, form: Demand, amounts: Sequence[int], packed: codec.Layout) -> None:
-        keep = object.__setattr__  # frozen
-        keep(self, "_form", form)
-        keep(self, "_amounts", amounts)
-        keep(self, "_spelled", None)
-        keep(self, "packed", packed)
-
-    @property
-    def form(self) -> Demand:
-        return self._form
+        self.form = form
+        self._amounts = amounts
+        self._spelled = None
+        object.__setattr__(self, "packed", packed)  # a demand is frozen
 
     @property
     def wallets(self) -> tuple[WalletDemand, ...]:
@@ -74,7 +68,7 @@ class Filled(Demand):
 
     @property
     def concurrency(self) -> tuple[ConcurrencyDemand, ...]:
-        return self._form.concurrency
+        return self.form.concurrency
 
     def __eq__(self, other: object) -> bool:
         return self._spelled_out() == (other._spelled_out() if isinstance(other, Filled) else other)
@@ -84,14 +78,14 @@ class Filled(Demand):
 
     def _spelled_out(self) -> Demand:
         if self._spelled is None:
-            form, given = self._form, self._given
+            form, given = self.form, self._given
             spelled = Demand(
                 tuple(replace(item, amount=given(item.amount), abandon=given(item.abandon)) for item in form.wallets),
                 tuple(replace(item, amount=given(item.amount), abandon=given(item.abandon)) for item in form.budgets),
                 tuple(replace(item, amount=given(item.amount)) for item in form.windows),
                 form.concurrency,
             )
-            object.__setattr__(self, "_spelled", spelled)
+            self._spelled = spelled
             return spelled
         return self._spelled
 

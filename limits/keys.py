@@ -19,6 +19,7 @@ from zlib import crc32
 from limits.model import Scope, ScopeKind
 
 META: Final = b"m"
+HOLD: Final = b"h"
 BUDGETS_PER_BUCKET: Final = 8
 _KIND_LETTERS: Final = {ScopeKind.TEAM: b"t", ScopeKind.USER: b"u", ScopeKind.KEY: b"k"}
 NARROWNESS: Final = {ScopeKind.ACCOUNT: 0, ScopeKind.TEAM: 1, ScopeKind.USER: 2, ScopeKind.KEY: 3}
@@ -63,12 +64,19 @@ def home_of(account: str, partitions: int) -> Home:
     return Home(partition, (account_key(partition, account), outbox_key(partition), leases_key(partition)))
 
 
-def hold_field(hold_id: bytes) -> bytes:
-    return b"h" + hold_id
+class HoldNames(NamedTuple):
+    """How a hold is spelled: its id, its field, and the field of its pending charge's mark."""
+
+    id: bytes
+    field: bytes
+    mark: bytes
 
 
-def mark_field(hold_id: bytes) -> bytes:
-    return b"p" + hold_id
+@lru_cache(maxsize=4096)
+def hold_names(hold_id: str) -> HoldNames:
+    """Raises ValueError for what is not the text of a UUID."""
+    packed = hold_bytes(hold_id)
+    return HoldNames(packed, HOLD + packed, b"p" + packed)
 
 
 @lru_cache(maxsize=1024)
@@ -85,6 +93,7 @@ def list_field(wallet: str) -> bytes:
     return b"x" + wallet_field(wallet)[1:]
 
 
+@lru_cache(maxsize=1024)
 def bucket_field(budget: int) -> bytes:
     """Budgets live together, eight to a field, by their numbers."""
     return b"b%d" % (budget // BUDGETS_PER_BUCKET)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import field
 from enum import StrEnum
+from typing import Protocol
 
 from limits.values import dataclass
 
@@ -295,6 +296,28 @@ class ChargeState(StrEnum):
     SETTLED = "settled"
 
 
+class OfGrant(Protocol):
+    """What something puts on one grant: a ``Take``, or the caller's own line of a bill."""
+
+    @property
+    def wallet(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def amount(self) -> int: ...
+
+
+class OfBudget(Protocol):
+    """What something puts on one budget's period: a ``BudgetLine``, or the caller's own."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def starts_at_ms(self) -> int: ...
+    @property
+    def amount(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
     number: int
@@ -311,8 +334,8 @@ class Charge:
     account: str
     hold_id: str
     state: ChargeState
-    lines: tuple[Take, ...]
-    budgets: tuple[BudgetLine, ...]
+    lines: tuple[OfGrant, ...]
+    budgets: tuple[OfBudget, ...]
     payload: bytes  # opaque to the engine; whoever finds it in the outbox can commit it
 
 
@@ -328,8 +351,8 @@ class Delta:
     """One change of a hold's charge, as the database ordered it."""
 
     seq: int
-    lines: tuple[Take, ...]  # amounts may be negative
-    budgets: tuple[BudgetLine, ...]
+    lines: tuple[OfGrant, ...]  # amounts may be negative
+    budgets: tuple[OfBudget, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Final
 
-from limits.model import BudgetLine, Charge, ChargeState, Delta, Hold, Scope, Snapshot, Take
+from limits.model import Charge, ChargeState, Delta, Hold, OfBudget, OfGrant, Scope, Snapshot
 from limits.values import dataclass
 
 LAPSES_PER_RESERVE: Final = 4
@@ -64,8 +64,8 @@ class Mark:
 
     state: ChargeState
     entry: Entry
-    lines: tuple[Take, ...]
-    budgets: tuple[BudgetLine, ...]
+    lines: tuple[OfGrant, ...]
+    budgets: tuple[OfBudget, ...]
 
 
 @dataclass(slots=True)
@@ -150,7 +150,7 @@ class Account:
     def has_later(self, number: int, starts_at_ms: int) -> bool:
         return any(other == number and starts > starts_at_ms for other, starts in self.budgets)
 
-    def add(self, lines: Sequence[Take], budgets: Sequence[BudgetLine], *, counted: int = 0, pending: int = 0) -> None:
+    def add(self, lines: Sequence[OfGrant], budgets: Sequence[OfBudget], *, counted: int = 0, pending: int = 0) -> None:
         """A charge's amounts, times a sign. Placeholders for what raises pending only."""
         for line in lines:
             wallet = self.wallets.get(line.wallet)
@@ -165,7 +165,7 @@ class Account:
                 sums.counted += counted * item.amount
                 sums.pending += pending * item.amount
 
-    def _over(self, item: BudgetLine) -> bool:
+    def _over(self, item: OfBudget) -> bool:
         return self.has_later(item.number, item.starts_at_ms)
 
     def put(self, hold: Hold) -> None:

@@ -25,14 +25,18 @@ VERSION: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class GrantLine:
+    """What is charged to one grant, by the grant's number."""
+
     wallet: str
-    grant: int  # number
+    number: int
     amount: int
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
-    budget: int  # number
+    """What is charged to one budget's period, by the budget's number."""
+
+    number: int
     starts_at_ms: int
     amount: int
 
@@ -168,7 +172,7 @@ def encode(row: ChargeRow) -> bytes:
         flags |= _EXTRAS
         extras = _text(row.job) + _text(row.job_type) + _text(_dumps(row.metadata))
     lines = [_line(line, row.wallet) for line in row.lines]
-    budgets = [_BUDGET.pack(line.budget, line.starts_at_ms, line.amount) for line in row.budgets]
+    budgets = [_BUDGET.pack(line.number, line.starts_at_ms, line.amount) for line in row.budgets]
     return b"".join(
         (
             _HEAD.pack(VERSION, flags, row.created_at_ms),
@@ -254,7 +258,7 @@ def _unpack_numbers(read: _Reader, flags: int) -> list[int]:
 
 
 def _line(line: GrantLine, wallet: str) -> bytes:
-    return _LINE.pack(line.grant, line.amount) + _text(None if line.wallet == wallet else line.wallet)
+    return _LINE.pack(line.number, line.amount) + _text(None if line.wallet == wallet else line.wallet)
 
 
 @lru_cache(maxsize=16_384)

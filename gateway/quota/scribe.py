@@ -39,14 +39,7 @@ class ChargeWriter(Protocol):
 
 def confirm_of(committed: Committed) -> engine_model.Confirm:
     """What SQL decided, in the engine's words."""
-    deltas = tuple(
-        engine_model.Delta(
-            change.seq,
-            tuple(engine_model.Take(line.wallet, line.grant, line.amount) for line in change.lines),
-            tuple(engine_model.BudgetLine(line.budget, line.starts_at_ms, line.amount) for line in change.budgets),
-        )
-        for change in committed.changes
-    )
+    deltas = tuple([engine_model.Delta(change.seq, change.lines, change.budgets) for change in committed.changes])
     state = engine_model.ChargeState(committed.state)
     return engine_model.Confirm(committed.account_id, committed.hold_id, state, deltas)
 

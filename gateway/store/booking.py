@@ -130,10 +130,10 @@ class Batch:
         """Whether all grants that these charges name are here."""
         for row in rows:
             account = self.accounts.get(row.account_id)
-            if account is not None and any(line.grant not in account.grants for line in row.lines):
+            if account is not None and any(line.number not in account.grants for line in row.lines):
                 return False
         return all(
-            line.grant in self.accounts[known.account_id].grants
+            line.number in self.accounts[known.account_id].grants
             for rows_of_hold in self.known.values()
             for known in rows_of_hold
             if known.account_id in self.accounts
@@ -166,8 +166,8 @@ class Batch:
         values = dict(lapse.values)
         values.update({name: -values[name] for name in _NEGATED})
         values.update(state=REVERSED, at_ms=row.ended_at_ms, month=_month(row.ended_at_ms // _DAY_MS))
-        lines = tuple(GrantLine(line.wallet, line.grant, -line.amount) for line in lapse.change.lines)
-        budgets = tuple(BudgetLine(line.budget, line.starts_at_ms, -line.amount) for line in lapse.change.budgets)
+        lines = tuple(GrantLine(line.wallet, line.number, -line.amount) for line in lapse.change.lines)
+        budgets = tuple(BudgetLine(line.number, line.starts_at_ms, -line.amount) for line in lapse.change.budgets)
         return self._add(self.accounts[row.account_id], values, lines, budgets, now_ms)
 
     def _add(
@@ -185,23 +185,23 @@ class Batch:
             account.left_before[wallet] = account.left(wallet, now_ms)
         texts = []
         for line in lines:
-            grant = account.grants[line.grant]
+            grant = account.grants[line.number]
             grant.added += line.amount
             grant.charged_at_ms = max(grant.charged_at_ms, values["at_ms"])
-            account.posted.append((grant.wallet, line.grant, line.amount))
+            account.posted.append((grant.wallet, line.number, line.amount))
             labels = (grant.wallet, values["plan"], grant.source, values["basis"])
             self.charged[labels] = self.charged.get(labels, 0) + line.amount
             other = "" if grant.wallet == values["wallet"] else f",{_dumps(grant.wallet)}"
-            texts.append(f"[{line.grant},{line.amount},{grant.left}{other}]")
+            texts.append(f"[{line.number},{line.amount},{grant.left}{other}]")
         for budget in budgets:
-            key = (budget.budget, budget.starts_at_ms)
+            key = (budget.number, budget.starts_at_ms)
             account.budget_uses[key] = account.budget_uses.get(key, 0) + budget.amount
         values.update(
             seq=account.seq,
             committed_at_ms=now_ms,
             balance_after=account.left(wallet, at_ms),
             lines=f"[{','.join(texts)}]",
-            budgets=f"[{','.join([f'[{line.budget},{line.starts_at_ms},{line.amount}]' for line in budgets])}]",
+            budgets=f"[{','.join([f'[{line.number},{line.starts_at_ms},{line.amount}]' for line in budgets])}]",
         )
         self.usage.append(values)
         change = ChargeChange(account.seq, tuple(lines), tuple(budgets))
@@ -260,14 +260,14 @@ def _unbookable(batch: Batch, row: ChargeRow, known: Sequence[Known]) -> str | N
         if value is not None and (len(value) > _ID_MAX or not value.isascii() or "\0" in value):
             return "not an id"
     for line in row.lines:
-        grant = account.grants.get(line.grant)
+        grant = account.grants.get(line.number)
         if grant is None or grant.wallet != line.wallet:
-            return f"no grant {line.grant} in wallet {line.wallet}"
+            return f"no grant {line.number} in wallet {line.wallet}"
         if not 0 <= line.amount <= AMOUNT_MAX:
             return "not an amount"
     for budget in row.budgets:
-        if budget.budget not in account.budgets:
-            return f"no budget {budget.budget}"
+        if budget.number not in account.budgets:
+            return f"no budget {budget.number}"
         if not 0 <= budget.amount <= AMOUNT_MAX:
             return "not an amount"
     used = row.usage

@@ -193,7 +193,7 @@ async def test_a_late_settle_is_booked_on_the_old_grant(store: Store) -> None:
     late_ms = NOW_MS + 31 * DAY_MS
     await store.subscriptions.turn(account.id, now_ms=late_ms)
     [committed] = await store.writer.commit([charge(account, (1, 700), at_ms=late_ms)])
-    assert committed.changes[0].lines[0].grant == 1
+    assert committed.changes[0].lines[0].number == 1
     assert await _used(store, account) == [700, 0]
     [record] = (await store.usage.list(account.id)).items
     assert record.balance_after == 500_000  # of what is open now

@@ -122,8 +122,8 @@ class Writers(RuleBasedStateMachine):
         assert answer.state == bill.due.state
         assert len(answer.changes) == bill.changes
         for number in (1, 2):
-            moved = sum(line.amount for change in answer.changes for line in change.lines if line.grant == number)
-            assert moved == sum(line.amount for line in bill.due.lines if line.grant == number)
+            moved = sum(line.amount for change in answer.changes for line in change.lines if line.number == number)
+            assert moved == sum(line.amount for line in bill.due.lines if line.number == number)
         seqs = [change.seq for change in answer.changes]
         assert seqs == sorted(set(seqs))
 
@@ -135,7 +135,7 @@ class Writers(RuleBasedStateMachine):
             assert snapshot.seq == sum(bill.changes for bill in bills)
             due = [bill.due for bill in bills if bill.due is not None]
             for grant in snapshot.grants:
-                lines = [line.amount for row in due for line in row.lines if line.grant == grant.number]
+                lines = [line.amount for row in due for line in row.lines if line.number == grant.number]
                 assert grant.used == sum(lines)
             used = sum(line.amount for row in due for line in row.budgets)
             assert sum(use.used for use in snapshot.budgets) == used
