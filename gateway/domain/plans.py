@@ -4,8 +4,8 @@ Built only by ``gateway.config``; every cross-reference in it has been checked t
 meter's smallest step (see ``units``), ``UNLIMITED`` and ``CUSTOM`` are named values, durations are seconds.
 
 Rules
-1. One price, two readings: ``demand`` is what is held before the call, rounded up; ``charge`` what is due after it.
-   What stays within its demand never costs more than it.
+1. One price, two readings: ``bound`` is what is held before the call, rounded up; ``price`` what is due after it.
+   What stays within its bound never costs more than it.
 2. ``bulk`` is by volume: the step that the number of uses reaches prices all of them.
 3. Unknown is never zero: a price by card without a card is refused.
 """
@@ -67,6 +67,16 @@ class PerUse:
     amount: int
     bulk: tuple[BulkStep, ...] = ()
 
+    def price(self, _: Usage, uses: int) -> int:
+        return self.bound(0, 0, uses)
+
+    def bound(self, _input_tokens: int, _output_tokens: int, uses: int) -> int:
+        each = self.amount
+        for step in self.bulk:
+            if uses >= step.start:
+                each = step.per_use
+        return min(each * uses, AMOUNT_MAX)
+
 
 @dataclass(frozen=True, slots=True)
 class PerThousandTokens:
@@ -74,6 +84,12 @@ class PerThousandTokens:
 
     rate: int
     minimum: int
+
+    def price(self, usage: Usage, _uses: int) -> int:
+        return min(max(self.minimum, (2 * self.rate * usage.total + 1000) // 2000), AMOUNT_MAX)
+
+    def bound(self, input_tokens: int, output_tokens: int, _uses: int) -> int:
+        return min(max(self.minimum, -(-self.rate * (input_tokens + output_tokens) // 1000)), AMOUNT_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +103,15 @@ class Fixed:
 
     amount: int
 
+    def price(self, _: Usage, _uses: int) -> int:
+        return self.amount
+
+    def bound(self, _input_tokens: int, _output_tokens: int, _uses: int) -> int:
+        return self.amount
+
 
 Price = PerUse | PerThousandTokens | ByCard | Fixed
+Tariff = PerUse | PerThousandTokens | RateCard | Fixed  # a price whose card is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,41 +284,33 @@ def _size(plan: Plan, wallet: str) -> int:
     return amount if isinstance(amount, int) else AMOUNT_MAX + (amount == UNLIMITED)
 
 
+def tariff(feature: Feature, card: RateCard | None) -> Tariff:
+    """What prices a feature's calls: its ``price`` is what a call costs after it, its ``bound`` what it may cost at
+    most, in steps of the feature's wallet. Raises PriceMissing when the price is by card and there is none."""
+    if not isinstance(feature.price, ByCard):
+        return feature.price
+    if card is None or card.meter != feature.wallet:
+        raise PriceMissing
+    return card
+
+
 def charge(feature: Feature, card: RateCard | None, usage: Usage, uses: int = 1) -> int:
     """What a call costs after it, in steps of the feature's wallet. ``uses`` >= 1 counts the operations in the call.
 
     Raises PriceMissing when the price is by card and there is none.
     """
-    match feature.price:
-        case PerUse() as price:
-            return _per_use(price, uses)
-        case PerThousandTokens(rate, minimum):
-            return min(max(minimum, (2 * rate * usage.total + 1000) // 2000), AMOUNT_MAX)
-        case ByCard():
-            return _card(feature, card).price(usage)
-        case Fixed(amount):
-            return amount
+    return tariff(feature, card).price(usage, uses)
 
 
 def demand(feature: Feature, card: RateCard | None, *, input_tokens: int, output_tokens: int, uses: int = 1) -> int:
     """What a call may cost at most, in steps of the feature's wallet: the hold. Raises PriceMissing like ``charge``."""
-    match feature.price:
-        case PerUse() as price:
-            return _per_use(price, uses)
-        case PerThousandTokens(rate, minimum):
-            return min(max(minimum, -(-rate * (input_tokens + output_tokens) // 1000)), AMOUNT_MAX)
-        case ByCard():
-            return _card(feature, card).bound(input_tokens=input_tokens, output_tokens=output_tokens)
-        case Fixed(amount):
-            return amount
+    return tariff(feature, card).bound(input_tokens, output_tokens, uses)
 
 
-def abandoned(
-    plan: Plan, feature: Feature, card: RateCard | None, *, input_tokens: int, held: int, uses: int = 1
-) -> int:
+def abandoned(plan: Plan, by: Tariff, estimate: Usage, *, held: int, uses: int = 1) -> int:
     """What a hold that nobody settled charges provisionally, by the plan's ``on_abandon``; never above ``held``.
 
-    ``estimate`` is the counted input's price; a fixed price is due whole. Raises PriceMissing like ``charge``.
+    ``estimate`` is what was known before the call: its counted input's price is due, a fixed price whole.
     """
     match plan.on_abandon:
         case "release":
@@ -303,35 +318,19 @@ def abandoned(
         case "hold":
             return held
         case "estimate":
-            return min(held, charge(feature, card, Usage(input=input_tokens), uses))
+            return min(held, by.price(estimate, uses))
 
 
-def output_affordable(
-    feature: Feature, card: RateCard | None, *, input_tokens: int, available: int, output_max: int
-) -> int:
-    """The most output tokens, up to ``output_max``, whose demand ``available`` steps can pay; -1 when even 0 cannot be.
+def output_affordable(by: Tariff, *, input_tokens: int, available: int, output_max: int) -> int:
+    """The most output tokens, up to ``output_max``, whose bound ``available`` steps can pay; -1 when even 0 cannot be.
 
-    For ``clamp``: found by bisection over ``demand``, so it holds for every kind of price.
+    For ``clamp``: found by bisection over the bound, so it holds for every kind of price.
     """
     low, high = -1, output_max
     while low < high:
         middle = (low + high + 1) // 2
-        if demand(feature, card, input_tokens=input_tokens, output_tokens=middle) <= available:
+        if by.bound(input_tokens, middle, 1) <= available:
             low = middle
         else:
             high = middle - 1
     return low
-
-
-def _per_use(price: PerUse, uses: int) -> int:
-    each = price.amount
-    for step in price.bulk:
-        if uses >= step.start:
-            each = step.per_use
-    return min(each * uses, AMOUNT_MAX)
-
-
-def _card(feature: Feature, card: RateCard | None) -> RateCard:
-    if card is None or card.meter != feature.wallet:
-        raise PriceMissing
-    return card

@@ -51,7 +51,7 @@ class RateCard:
         object.__setattr__(self, "_numerators", numerators)
         object.__setattr__(self, "_bounds", (int(max(inputs) * denominator), int(max(outputs) * denominator)))
 
-    def price(self, usage: Usage) -> int:
+    def price(self, usage: Usage, _uses: int = 1) -> int:
         """The charge in steps for what a call used, rounded half up; capped at AMOUNT_MAX."""
         fresh, read, write, write_5m, write_1h, output, reasoning_more, request = self._numerators
         total = (
@@ -67,7 +67,7 @@ class RateCard:
         denominator = self._denominator
         return min((2 * total + denominator) // (2 * denominator), AMOUNT_MAX)
 
-    def bound(self, *, input_tokens: int, output_tokens: int) -> int:
+    def bound(self, input_tokens: int, output_tokens: int, _uses: int = 1) -> int:
         """The most that a call within these tokens can cost, in steps, rounded up; capped at AMOUNT_MAX."""
         dearest_input, dearest_output = self._bounds
         total = input_tokens * dearest_input + output_tokens * dearest_output + self._numerators[7]

@@ -186,7 +186,7 @@ def _feature(feature: Feature, meter: Meter) -> View:
 def _model(question: Question, work: Work) -> View | None:
     if work.model is None:
         return None
-    _, card = work.priced_in(work.feature.wallet)
+    card = work.card(work.feature.wallet)
     return {
         "name": question.ask.model,
         "rule": work.model.match,

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import field
 
 from gateway.domain.accounts import Caller
-from gateway.domain.charges import BudgetLine, ChargeRow, GrantLine
+from gateway.domain.charges import LAPSED, SETTLED, BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.usage import Basis, Outcome, Usage, billed
 from gateway.errors import Refusal
@@ -104,11 +104,11 @@ def facts_row(
 ) -> ChargeRow:
     """The usage row of a hold that nobody settled: its note. The amounts are the engine's to fill in."""
     assert caller.account is not None
-    _, card = work.priced_in(work.feature.wallet)
+    card = work.card(work.feature.wallet)
     return ChargeRow(
         hold_id=hold_id,
         account_id=caller.account.id,
-        state=engine.ChargeState.LAPSED.value,
+        state=LAPSED,
         created_at_ms=now_ms,
         ended_at_ms=now_ms,
         route=facts.route,
@@ -118,7 +118,7 @@ def facts_row(
         feature=work.feature.name,
         wallet=work.feature.wallet,
         card_version=card.version if card is not None else "",
-        usage=Usage(input=work.input_estimate),
+        usage=work.estimate,
         basis=Basis.HOLD if plan.on_abandon == "hold" else Basis.ESTIMATED,
         held=0,
         charged=0,
@@ -126,7 +126,7 @@ def facts_row(
         lines=(),
         budgets=(),
         status=0,
-        end="lapsed",
+        end=LAPSED,
         key_id=caller.key_id,
         team_id=caller.team_id,
         user_id=caller.user_id,
@@ -143,8 +143,8 @@ def bill_of(
 ) -> Bill:
     """Price an outcome. ``now_ms`` is the server's time."""
     hold, work = admission.hold, admission.work
-    found = billed(outcome, Usage(input=work.input_estimate))
-    _, card = work.priced_in(admission.wallet)
+    found = billed(outcome, work.estimate)
+    card = work.card(admission.wallet)
     served = found is not None
     usage, basis = found or (Usage(), Basis.PROVIDER)
     price = price_of_usage(work, admission.wallet, usage) if served and not work.free else 0
@@ -159,7 +159,7 @@ def bill_of(
     row = ChargeRow(
         hold_id=hold.hold_id,
         account_id=hold.account,
-        state=engine.ChargeState.SETTLED.value,
+        state=SETTLED,
         created_at_ms=hold.created_at_ms,
         ended_at_ms=now_ms,
         route=admission.facts.route,

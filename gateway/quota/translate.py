@@ -5,13 +5,14 @@ Pure: the engine's vocabulary on one side, the domain's on the other, no I/O.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import field, replace
 
 from gateway.domain import periods, plans
 from gateway.domain.accounts import AccountSnapshot, Caller
-from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan
+from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan, Tariff
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
+from gateway.errors import PriceMissing
 from limits import codec
 from limits import model as engine
 from limits.forms import Form, blank
@@ -34,38 +35,39 @@ class Work:
     minimum: int = 0  # what must be available for it to begin, in steps of the wallet
     input_expected: int | None = None  # tokens, about, where the bound is one of bytes; None: it was counted
 
+    estimate: Usage = field(init=False, repr=False, compare=False)  # what to charge when nobody tells more: its input
+
+    def __post_init__(self) -> None:
+        known = self.input_tokens if self.input_expected is None else self.input_expected
+        object.__setattr__(self, "estimate", Usage(known))
+
     def with_output(self, output_tokens: int) -> Work:
         return replace(self, output_tokens=output_tokens)
 
-    @property
-    def input_estimate(self) -> int:
-        """Input tokens to charge when nobody tells more."""
-        return self.input_tokens if self.input_expected is None else self.input_expected
+    def card(self, meter: str) -> RateCard | None:
+        """The model's card in ``meter``, if there is a model and it has one."""
+        return self.model.card(meter) if self.model is not None else None
 
-    def priced_in(self, meter: str) -> tuple[Feature, RateCard | None]:
-        """The feature and card that price this work in ``meter``: its own, or by card for a budget in another meter."""
-        card = self.model.card(meter) if self.model is not None else None
+    def tariff(self, meter: str) -> Tariff:
+        """What prices this work in ``meter``: its feature's price, or for a budget in another meter the model's card.
+
+        Raises PriceMissing."""
+        card = self.card(meter)
         if meter == self.feature.wallet:
-            return self.feature, card
-        return Feature(self.feature.name, meter, plans.ByCard()), card
+            return plans.tariff(self.feature, card)
+        if card is None:
+            raise PriceMissing
+        return card
 
 
 def price_of_bound(work: Work, meter: str) -> int:
     """What the call costs at most, in ``meter`` steps. Raises PriceMissing when the model has no price in it."""
-    feature, card = work.priced_in(meter)
-    return plans.demand(feature, card, input_tokens=work.input_tokens, output_tokens=work.output_tokens, uses=work.uses)
+    return work.tariff(meter).bound(work.input_tokens, work.output_tokens, work.uses)
 
 
 def price_of_usage(work: Work, meter: str, usage: Usage) -> int:
     """What the call really costs, in ``meter`` steps. Raises PriceMissing, but not for what was admitted in it."""
-    feature, card = work.priced_in(meter)
-    return plans.charge(feature, card, usage, work.uses)
-
-
-def _abandoned(plan: Plan, work: Work, meter: str, held: int) -> int:
-    """The provisional charge of a hold whose worker died after the first byte."""
-    feature, card = work.priced_in(meter)
-    return plans.abandoned(plan, feature, card, input_tokens=work.input_estimate, held=held, uses=work.uses)
+    return work.tariff(meter).price(usage, work.uses)
 
 
 def scopes_of(caller: Caller) -> dict[str, engine.Scope]:
@@ -133,8 +135,9 @@ class Shape:
             form = self._forms[key] = self._form(work, now_ms)
         amounts = [work.input_tokens + work.output_tokens, work.uses]
         for meter in form.meters:
-            amount = price_of_bound(work, meter)
-            amounts += (amount, _abandoned(self._plan, work, meter, amount))
+            tariff = work.tariff(meter)
+            amount = tariff.bound(work.input_tokens, work.output_tokens, work.uses)
+            amounts += (amount, plans.abandoned(self._plan, tariff, work.estimate, held=amount, uses=work.uses))
         return form.form.fill(*amounts)
 
     def _form(self, work: Work, now_ms: int) -> _Form:
@@ -221,10 +224,8 @@ def clamp_output(work: Work, refused: engine.Refused, choices: int) -> int:
     if refused.slot == "tokens":
         affordable = min(work.output_tokens, refused.available - work.input_tokens)
     else:
-        feature, card = work.priced_in(refused.meter)
         affordable = plans.output_affordable(
-            feature,
-            card,
+            work.tariff(refused.meter),
             input_tokens=work.input_tokens,
             available=refused.available,
             output_max=work.output_tokens,
