@@ -76,10 +76,10 @@ def is_deep(value: object) -> bool:
     for _ in range(DEPTH_MAX):
         if not level:
             return False
-        level = [
-            member
-            for container in level
-            for member in (container.values() if type(container) is dict else container)
-            if type(member) is dict or type(member) is list
-        ]
+        below = []
+        for container in level:
+            for member in container.values() if type(container) is dict else container:
+                if type(member) is dict or type(member) is list:
+                    below.append(member)
+        level = below
     return bool(level)

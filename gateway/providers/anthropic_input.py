@@ -23,25 +23,23 @@ _BLOCK_TOKENS = 2
 _TOOLS_TOKENS = 530
 _SERVER_TOOL_TOKENS = 1_500  # each tool that Anthropic describes to the model itself, at most
 _NESTING_MAX = 8  # of blocks within blocks
+_BESIDE_MESSAGES = frozenset({"tools", "system", "output_config", "output_format", "mcp_servers"})
 _TEXT_FIELDS = {"text": "text", "thinking": "thinking", "redacted_thinking": "data"}
 
 
 def read_prompt(fields: dict[str, Any], of: Family) -> Prompt:
     """Raises BadRequest for what is no conversation."""
     reader = _Reader(of)
-    for tool in bodies.list_of(fields, "tools"):
-        reader.tool(tool)
-    system = fields.get("system")
-    if system is not None:
-        reader.content(system, 0)
-    for message in bodies.messages_of(fields):
-        reader.framing += _MESSAGE_TOKENS
-        reader.content(message.get("content"), 0)
-    shape = bodies.object_of(fields, "output_config").get("format") or fields.get("output_format")
-    if shape:
-        reader.texts.append(bodies.as_text(shape))
-    if fields.get("mcp_servers"):
-        reader.framing += _SERVER_TOOL_TOKENS
+    if not _BESIDE_MESSAGES.isdisjoint(fields):
+        reader.beside_messages(fields)
+    messages = bodies.messages_of(fields)
+    reader.framing += _MESSAGE_TOKENS * len(messages)
+    for message in messages:
+        content = message.get("content")
+        if type(content) is str:
+            reader.texts.append(content)
+        else:
+            reader.content(content, 0)
     return Prompt(tuple(reader.texts), reader.framing, reader.media)
 
 
@@ -51,6 +49,19 @@ class _Reader:
         self.texts: list[str] = []
         self.framing = _BASE_TOKENS
         self.media = 0
+
+    def beside_messages(self, fields: dict[str, Any]) -> None:
+        """Raises BadRequest."""
+        for tool in bodies.list_of(fields, "tools"):
+            self.tool(tool)
+        system = fields.get("system")
+        if system is not None:
+            self.content(system, 0)
+        shape = bodies.object_of(fields, "output_config").get("format") or fields.get("output_format")
+        if shape:
+            self.texts.append(bodies.as_text(shape))
+        if fields.get("mcp_servers"):
+            self.framing += _SERVER_TOOL_TOKENS
 
     def tool(self, tool: Any) -> None:
         """A tool of the client's own is its definition; one of Anthropic's is described to the model by Anthropic."""
@@ -62,9 +73,9 @@ class _Reader:
 
     def content(self, content: Any, nesting: int) -> None:
         """A string, or a list of blocks."""
-        if isinstance(content, str):
+        if type(content) is str:
             self.texts.append(content)
-        elif isinstance(content, list):
+        elif type(content) is list:
             for block in content:
                 self.block(block, nesting)
         elif content is not None:

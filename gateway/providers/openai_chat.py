@@ -169,7 +169,7 @@ class OpenAIChat(OpenAIDialect):
             prompt=read_chat(fields, model),
             output_tokens_asked=self._output_tokens(fields),
             output_floor=0,
-            choices=max(bodies.choices_of(fields, "n"), bodies.choices_of(fields, "best_of")),
+            choices=bodies.choices_of(fields, "n", "best_of"),
             body=body,
             fields=fields,
             usage_hidden=stream and not bodies.flag_of(options, "include_usage"),
@@ -177,12 +177,17 @@ class OpenAIChat(OpenAIDialect):
 
     def _output_tokens(self, fields: dict[str, Any]) -> int | None:
         """The client's bound. Both fields at once are refused, as OpenAI does."""
-        both = [bodies.tokens_of(fields, name, least=1) for name in _OUTPUT_FIELDS]
-        if None not in both:
+        asked, deprecated = (
+            bodies.tokens_of(fields, "max_completion_tokens", least=1),
+            bodies.tokens_of(fields, "max_tokens", least=1),
+        )
+        if asked is None:
+            return deprecated
+        if deprecated is not None:
             raise BadRequest(
                 "invalid_request", "Send max_completion_tokens or max_tokens, not both.", param="max_tokens"
             )
-        return both[0] if both[0] is not None else both[1]
+        return asked
 
     def rewrite(
         self, call: Call, *, model: str | None, output_tokens_max: int | None, output_field: str | None

@@ -22,23 +22,18 @@ _TOOL_TOKENS = 12
 _TOOLS_TOKENS = 20
 _SERVER_TOOL_TOKENS = 1_500  # a tool that OpenAI describes to the model itself, at most
 _PLAIN_TOOLS = frozenset({"function", "custom"})
+_BESIDE_MESSAGES = frozenset({"tools", "functions", "response_format", "prediction", "web_search_options"})
+_BESIDE_CONTENT = frozenset({"tool_calls", "function_call", "name", "refusal", "reasoning_content"})
 _TEXT_PARTS = frozenset({"text", "input_text", "output_text", "refusal", "summary_text", "reasoning_text"})
 
 
 def read_chat(fields: dict[str, Any], model: str) -> Prompt:
     """Raises BadRequest for what is no conversation."""
     reader = _Reader(model)
-    reader.tools(bodies.list_of(fields, "tools"))
-    for function in bodies.list_of(fields, "functions"):
-        reader.plain(function)
-    for message in bodies.messages_of(fields):
-        reader.message(message)
-    for name in ("response_format", "prediction"):
-        if isinstance(fields.get(name), dict):
-            reader.plain(fields[name])
-    if fields.get("web_search_options") is not None:
-        reader.framing += _SERVER_TOOL_TOKENS
-    return reader.prompt()
+    if not _BESIDE_MESSAGES.isdisjoint(fields):
+        reader.beside_messages(fields)
+    reader.messages(bodies.messages_of(fields))
+    return Prompt(tuple(reader.texts), reader.framing, reader.media)
 
 
 def read_response(fields: dict[str, Any], model: str) -> Prompt:
@@ -56,7 +51,11 @@ def read_response(fields: dict[str, Any], model: str) -> Prompt:
     template = bodies.object_of(fields, "prompt")
     if template:
         reader.plain(template)
-    return reader.prompt()
+    return Prompt(tuple(reader.texts), reader.framing, reader.media)
+
+
+def _no_items(name: str) -> BadRequest:
+    return BadRequest("invalid_request", f"The field '{name}' must be a string or a list of items.", param=name)
 
 
 class _Reader:
@@ -65,9 +64,6 @@ class _Reader:
         self.texts: list[str] = []
         self.framing = _REPLY_TOKENS
         self.media = 0
-
-    def prompt(self) -> Prompt:
-        return Prompt(tuple(self.texts), self.framing, self.media)
 
     def plain(self, value: Any) -> None:
         """Anything that the model reads as a structure."""
@@ -82,14 +78,30 @@ class _Reader:
             if (bodies.kind_of(tool) or "function") not in _PLAIN_TOOLS:
                 self.framing += _SERVER_TOOL_TOKENS
 
-    def message(self, message: dict[str, Any]) -> None:
-        """A chat message: content, name, tool calls."""
-        self.framing += _MESSAGE_TOKENS
-        content = message.get("content")
-        if isinstance(content, str):
-            self.texts.append(content)
-        else:
-            self.parts(content)
+    def beside_messages(self, fields: dict[str, Any]) -> None:
+        """What a chat gives to read besides its conversation. Raises BadRequest."""
+        self.tools(bodies.list_of(fields, "tools"))
+        for function in bodies.list_of(fields, "functions"):
+            self.plain(function)
+        for name in ("response_format", "prediction"):
+            if isinstance(fields.get(name), dict):
+                self.plain(fields[name])
+        if fields.get("web_search_options") is not None:
+            self.framing += _SERVER_TOOL_TOKENS
+
+    def messages(self, messages: list[dict[str, Any]]) -> None:
+        """Chat messages, most of them a role and a text."""
+        self.framing += _MESSAGE_TOKENS * len(messages)
+        for message in messages:
+            content = message.get("content")
+            if type(content) is str:
+                self.texts.append(content)
+            else:
+                self.parts(content)
+            if not _BESIDE_CONTENT.isdisjoint(message):
+                self._beside_content(message)
+
+    def _beside_content(self, message: dict[str, Any]) -> None:
         for name in ("tool_calls", "function_call"):
             if message.get(name):
                 self.texts.append(bodies.as_text(message[name]))
@@ -104,11 +116,13 @@ class _Reader:
         if isinstance(given, str):
             self.framing += _MESSAGE_TOKENS
             self.texts.append(given)
-        elif isinstance(given, list) and all(isinstance(item, dict) for item in given):
+        elif isinstance(given, list):
             for item in given:
+                if type(item) is not dict:
+                    raise _no_items(name)
                 self.item(item)
         elif given is not None:
-            raise BadRequest("invalid_request", f"The field '{name}' must be a string or a list of items.", param=name)
+            raise _no_items(name)
 
     def item(self, item: dict[str, Any]) -> None:
         """An input item of Responses: a message, or a call, an output, reasoning, as its own JSON but for its media."""
@@ -134,14 +148,14 @@ class _Reader:
 
     def parts(self, content: Any) -> None:
         """A string, or a list of parts."""
-        if isinstance(content, list):
+        if type(content) is list:
             for part in content:
                 self.part(part)
         elif content is not None:
             self.part(content)
 
     def part(self, part: Any) -> None:
-        if isinstance(part, str):
+        if type(part) is str:
             self.texts.append(part)
             return
         kind = bodies.kind_of(part)
