@@ -421,12 +421,14 @@ def split(takes: Sequence[Take], amount: int) -> tuple[Take, ...]:
 
     ``takes`` must be of one wallet and not empty unless ``amount`` is 0. Returns only lines with amount > 0.
     """
+    assert takes or not amount, "a charge needs a grant to fall on"
     lines: list[Take] = []
     left = amount
-    for index, take in enumerate(takes):
-        part = left if index == len(takes) - 1 else min(left, take.amount)
+    for take in takes[:-1]:
+        part = min(left, take.amount)
         if part:
             lines.append(Take(take.wallet, take.number, part))
         left -= part
-    assert left == 0, "a charge needs a grant to fall on"
+    if left:
+        lines.append(Take(takes[-1].wallet, takes[-1].number, left))
     return tuple(lines)

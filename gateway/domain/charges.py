@@ -151,41 +151,44 @@ _LINE: Final = struct.Struct("<Iq")
 _BUDGET: Final = struct.Struct("<Iqq")
 _Q: Final = struct.Struct("<q")
 _LONG_TEXT: Final = struct.Struct("<BI")
-_LONG, _UUID, _ID_BYTES = 254, 255, 16
+_NONE, _LONG, _UUID, _ID_BYTES = b"\0", 254, 255, 16
 _dumps: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 _loads: Final = json.JSONDecoder().decode
 
 
 def encode(row: ChargeRow) -> bytes:
     """The row as bytes. ``decode`` gives it back, equal."""
-    used = row.usage
-    numbers = (
-        used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.cache_write, used.output,
-        used.reasoning, row.held, row.charged, row.overrun, row.status, row.waived,
+    used, wallet = row.usage, row.wallet
+    flags, numbers = _pack_numbers(
+        (
+            used.input, used.cache_read, used.cache_write_5m, used.cache_write_1h, used.cache_write, used.output,
+            used.reasoning, row.held, row.charged, row.overrun, row.status, row.waived,
+        )
     )  # fmt: skip
-    flags, packed = _pack_numbers(numbers)
+    ended = extras = b""
     if row.ended_at_ms != row.created_at_ms:
         flags |= _ENDED
-        packed = row.ended_at_ms.to_bytes(8, "little", signed=True) + packed
-    extras = b""
+        ended = _Q.pack(row.ended_at_ms)
     if row.job is not None or row.job_type is not None or row.metadata:
         flags |= _EXTRAS
         extras = _text(row.job) + _text(row.job_type) + _text(_dumps(row.metadata))
-    lines = [_line(line, row.wallet) for line in row.lines]
-    budgets = [_BUDGET.pack(line.number, line.starts_at_ms, line.amount) for line in row.budgets]
+    lines, budgets = [bytes((len(row.lines),))], [len(row.budgets)]
+    for line in row.lines:
+        lines += (_LINE.pack(line.number, line.amount), _NONE if line.wallet == wallet else _text(line.wallet))
+    for budget in row.budgets:
+        budgets += (budget.number, budget.starts_at_ms, budget.amount)
     return b"".join(
         (
             _HEAD.pack(VERSION, flags, row.created_at_ms),
-            packed,
-            _text(row.hold_id),
+            ended,
+            numbers,
+            _one(row.hold_id),
             _texts(row.account_id, row.key_id, row.team_id, row.user_id),
-            _texts(row.route, row.model, row.plan, row.feature, row.wallet, row.card_version),
-            _texts(row.state, row.basis.value, row.end, row.upstream, row.shadow),
+            _texts(row.route, row.model, row.plan, row.feature, wallet, row.card_version),
+            _texts(row.state, row.basis, row.end, row.upstream, row.shadow),
             extras,
-            bytes((len(lines),)),
             *lines,
-            bytes((len(budgets),)),
-            *budgets,
+            struct.pack("<B" + budgets[0] * "Iqq", *budgets),
         )
     )
 
@@ -230,19 +233,20 @@ def _row(read: _Reader) -> ChargeRow:
 
 def _pack_numbers(numbers: Sequence[int]) -> tuple[int, bytes]:
     """Flags, and the numbers that are not 0. What no provider can mean is spelled out: it must not stop a bill."""
-    flags, given = 0, []
-    for index, number in enumerate(numbers):
+    given = [number for number in numbers if number]
+    flags, flag = 0, 1
+    for number in numbers:
         if number:
-            flags |= 1 << index
-            given.append(number)
-    if not given:
-        return 0, b""
-    least, most = min(given), max(given)
-    if least > 0 and most < 1 << 32:
+            flags |= flag
+        flag += flag
+    try:
         return flags, struct.pack(f"<{len(given)}I", *given)
-    if least >= -(1 << 63) and most < 1 << 63:
+    except struct.error:
+        pass
+    try:
         return flags | _WIDE, struct.pack(f"<{len(given)}q", *given)
-    return flags | _SPELLED, _text(_dumps(given))
+    except struct.error:
+        return flags | _SPELLED, _text(_dumps(given))
 
 
 def _unpack_numbers(read: _Reader, flags: int) -> list[int]:
@@ -257,19 +261,21 @@ def _unpack_numbers(read: _Reader, flags: int) -> list[int]:
     return [next(following) if flags >> index & 1 else 0 for index in range(_NUMBERS)]
 
 
-def _line(line: GrantLine, wallet: str) -> bytes:
-    return _LINE.pack(line.number, line.amount) + _text(None if line.wallet == wallet else line.wallet)
-
-
 @lru_cache(maxsize=16_384)
 def _texts(*values: str | None) -> bytes:
     """Texts that many calls share."""
     return b"".join(_text(value) for value in values)
 
 
+@lru_cache(maxsize=1_024)
+def _one(value: str) -> bytes:
+    """A text that one call needs twice."""
+    return _text(value)
+
+
 def _text(value: str | None) -> bytes:
     if value is None:
-        return b"\0"
+        return _NONE
     if len(value) == 36 and (raw := _pack_id(value)) is not None:
         return b"\xff" + raw
     packed = value.encode("utf-8", "surrogatepass")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 
+from gateway.domain import plans
 from gateway.domain.accounts import Caller
 from gateway.domain.charges import LAPSED, SETTLED, BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
@@ -91,10 +92,9 @@ class Admission:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What a call costs: the usage row, the engine's charge, and the windows' real use."""
+    """What a call costs: the usage row, which is the charge, and the windows' real use."""
 
     row: ChargeRow
-    charge: engine.Charge
     window_actuals: tuple[int | None, ...]
     released: bool  # nothing was served: the hold is released, nothing is written
 
@@ -142,20 +142,21 @@ def bill_of(
     admission: Admission, outcome: Outcome, *, status: int, end: str, upstream: str | None, now_ms: int
 ) -> Bill:
     """Price an outcome. ``now_ms`` is the server's time."""
-    hold, work = admission.hold, admission.work
+    hold, work, wallet, shadowed = admission.hold, admission.work, admission.wallet, admission.shadowed
     found = billed(outcome, work.estimate)
-    card = work.card(admission.wallet)
-    served = found is not None
+    card = work.card(wallet)
     usage, basis = found or (Usage(), Basis.PROVIDER)
-    price = price_of_usage(work, admission.wallet, usage) if served and not work.free else 0
-    shadowed = admission.shadowed
+    price = plans.tariff(work.feature, card).price(usage, work.uses) if found and not work.free else 0
     charged = price if shadowed is None else 0
-    lines = engine.split(hold.takes, charged) if charged and hold.takes else ()
-    budgets = tuple(
-        engine.BudgetLine(budget.number, budget.starts_at_ms, amount)
-        for budget in hold.demand.form.budgets
-        if (amount := _budget_amount(work, budget, usage, charged, served))
-    )
+    takes = engine.split(hold.takes, charged) if charged and hold.takes else ()
+    budgets, windows = [], []
+    for budget in hold.demand.form.budgets if found else ():
+        amount = charged if budget.meter == wallet else price_of_usage(work, budget.meter, usage)
+        if amount:
+            budgets.append(BudgetLine(budget.number, budget.starts_at_ms, amount))
+    tokens = usage.total
+    for window in hold.demand.form.windows:
+        windows.append(tokens if window.name == "tokens" else None)
     row = ChargeRow(
         hold_id=hold.hold_id,
         account_id=hold.account,
@@ -167,15 +168,15 @@ def bill_of(
         upstream=upstream,
         plan=admission.plan.name,
         feature=work.feature.name,
-        wallet=admission.wallet,
+        wallet=wallet,
         card_version=card.version if card is not None else "",
         usage=usage,
         basis=basis,
         held=admission.held,
         charged=charged,
         overrun=max(0, charged - admission.held),
-        lines=tuple(GrantLine(line.wallet, line.number, line.amount) for line in lines),
-        budgets=tuple(BudgetLine(line.number, line.starts_at_ms, line.amount) for line in budgets),
+        lines=tuple([GrantLine(take.wallet, take.number, take.amount) for take in takes]),
+        budgets=tuple(budgets),
         status=status,
         end=end,
         key_id=admission.caller.key_id,
@@ -187,14 +188,4 @@ def bill_of(
         shadow=None if shadowed is None else shadowed.code,
         waived=0 if shadowed is None else price,
     )
-    charge = engine.Charge(hold.account, hold.hold_id, engine.ChargeState.SETTLED, lines, budgets, b"")
-    actuals = tuple(usage.total if window.name == "tokens" else None for window in hold.demand.form.windows)
-    return Bill(row, charge, actuals, released=not served)
-
-
-def _budget_amount(work: Work, budget: engine.BudgetDemand, usage: Usage, charged: int, served: bool) -> int:
-    if not served:
-        return 0
-    if budget.meter == work.feature.wallet:
-        return charged
-    return price_of_usage(work, budget.meter, usage)
+    return Bill(row, tuple(windows), released=found is None)

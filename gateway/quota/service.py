@@ -359,9 +359,11 @@ class Quota:
             if not released and has_begun:  # its lapse will charge: the database must know better
                 self.scribe.add(bill.row)
             return
-        self.scribe.add(bill.row)
-        owed = bill.charge
-        charge = engine_model.Charge(owed.account, owed.hold_id, owed.state, owed.lines, owed.budgets, encode(bill.row))
+        row = bill.row
+        self.scribe.add(row)
+        charge = engine_model.Charge(
+            row.account_id, row.hold_id, engine_model.ChargeState.SETTLED, row.lines, row.budgets, encode(row)
+        )
         try:
             settled = await self._engine.settle(hold, charge, window_actuals=bill.window_actuals)
         except EngineUnavailable:
