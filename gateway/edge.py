@@ -31,12 +31,14 @@ SERVER: Final = {"Server": "tollgate"}  # and no version of anything
 
 async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float) -> bytes:
     """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
-    if (request.content_length or 0) > bytes_max:
+    content = request.content
+    is_whole = content.is_eof()  # it came with the headers
+    if not is_whole and (request.content_length or 0) > bytes_max:
         raise BodyTooLarge
-    is_waiting = _expects_word(request)
+    is_waiting = "Expect" in request.headers and _expects_word(request)
     try:
-        if request.content.is_eof():  # it came with the headers
-            whole = request.content.read_nowait()
+        if is_whole:
+            whole = content.read_nowait()
             if len(whole) > bytes_max:
                 raise BodyTooLarge
             return whole
@@ -44,7 +46,7 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = bytearray()
         async with asyncio.timeout(within_s):
-            while piece := await request.content.readany():
+            while piece := await content.readany():
                 body += piece
                 if len(body) > bytes_max:
                     raise BodyTooLarge
@@ -76,10 +78,9 @@ def _expects_word(request: web.BaseRequest) -> bool:
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#section-10.1.1
     """
-    expect = request.headers.get("Expect")
-    if expect is None or request.version < HttpVersion11:
+    if request.version < HttpVersion11:
         return False
-    if expect.lower() != "100-continue":
+    if request.headers["Expect"].lower() != "100-continue":
         raise ExpectationFailed
     return True
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gateway.domain.alerts import Channels
-from gateway.domain.plans import Catalog
+from gateway.domain.plans import Catalog, Model
 from gateway.domain.stripe import Access
 
 AMNESTY_MIN_MS = 30_000
+SERVED_MAX = 1_000
 STRIPE_OFF = "stripe is off, because both its secrets are empty: nothing can be bought"
 
 
@@ -74,9 +75,41 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """A model's name as the routes of one dialect serve it."""
+
+    model: Model
+    label: str  # in records and metrics: the name where the config lists it, else its rule
+    upstreams: tuple[Upstream, ...]  # that are on and speak the dialect, in order of preference; perhaps none
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     settings: Settings
     catalog: Catalog
     version: str  # hash of the file's content
     path: Path
     document: Mapping[str, Any] = field(default_factory=dict)  # as the file says it, without secrets
+    _served: dict[tuple[str, str], Served] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def model(self, name: str) -> Model | None:
+        """The rule for a model's name; None also when none of its upstreams is on."""
+        model = self.catalog.model(name)
+        if model is None or not any(self.settings.upstreams[each].on for each in model.upstreams):
+            return None
+        return model
+
+    def served(self, name: str, dialect: str) -> Served | None:
+        """``model``, and who serves it; remembered, so that a call costs no search."""
+        served = self._served.get((name, dialect))
+        if served is None:
+            model = self.model(name)
+            if model is None:
+                return None
+            upstreams = [self.settings.upstreams[each] for each in model.upstreams]
+            speaking = tuple(upstream for upstream in upstreams if upstream.on and upstream.dialect == dialect)
+            served = Served(model, name if name in model.ids else model.match, speaking)
+            if len(self._served) >= SERVED_MAX:
+                self._served.clear()
+            self._served[name, dialect] = served
+        return served

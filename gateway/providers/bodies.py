@@ -33,7 +33,7 @@ _SINGLE = frozenset(
 )
 # Each of these keys, at any depth; or, as an empty match, a key that may be one of them, spelled with an escape. Within
 # a string nothing looks so: its quotes are escaped.
-_SINGLE_KEYS = re.compile(rb'"(?:(%b)"\s*:|[a-z_]{0,21}\\u00[4-7])' % "|".join(sorted(_SINGLE)).encode())
+_SINGLE_KEYS = re.compile(rb'"(?:(%b)"\s*:|[a-z_]{0,21}+\\u00[4-7])' % "|".join(sorted(_SINGLE)).encode())
 
 Fields = dict[str, Any]
 

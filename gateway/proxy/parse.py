@@ -20,6 +20,7 @@ from limits.values import dataclass
 
 _METADATA_BYTES_MAX = 2048
 _NAME_CHARACTERS_MAX = 256
+_FACTS = ("Tollgate-Job", "Tollgate-Job-Type", "Tollgate-Metadata")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +51,27 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps
 def asked_of(config: Config, adapter: Adapter, body: bytes, headers: Mapping[str, str]) -> Asked:
     """What this body asks for under these headers. Raises RequestError (body, header, feature), UnknownModel."""
     call = adapter.parse(body, headers)
-    model = model_of(config, call.model)
-    upstreams = speaking(config, model, adapter)
-    if not upstreams:
+    served = config.served(call.model, adapter.dialect)
+    if served is None:
+        raise _not_configured(call.model)
+    if not served.upstreams:
         raise UnknownModel(f"The model {call.model[:100]!r} is not served on {adapter.route}.", param="model")
-    feature = feature_of(config, headers)
-    label = call.model if call.model in model.ids else model.match
-    facts = Facts(
-        route=adapter.name,
-        model=label,
-        job=named(headers, "Tollgate-Job", _NAME_CHARACTERS_MAX),
-        job_type=named(headers, "Tollgate-Job-Type", _NAME_CHARACTERS_MAX),
-        metadata=_metadata(headers),
+    feature = feature_named(config, headers.get("Tollgate-Feature"), param="Tollgate-Feature")
+    return Asked(
+        config, adapter, call, served.model, feature, _facts(adapter.name, served.label, headers), served.upstreams
     )
-    return Asked(config, adapter, call, model, feature, facts, upstreams)
+
+
+def _not_configured(name: str) -> UnknownModel:
+    return UnknownModel(f"The model {name[:100]!r} is not configured on this gateway.", param="model")
 
 
 def model_of(config: Config, name: str) -> Model:
     """The config's rule for a model's name. Raises UnknownModel, also when none of its upstreams is on."""
-    model = config.catalog.model(name)
-    if model is None or not any(config.settings.upstreams[each].on for each in model.upstreams):
-        raise UnknownModel(f"The model {name[:100]!r} is not configured on this gateway.", param="model")
+    model = config.model(name)
+    if model is None:
+        raise _not_configured(name)
     return model
-
-
-def speaking(config: Config, model: Model, adapter: Adapter) -> list[Upstream]:
-    """The model's upstreams that are on and speak this dialect, in the config's order."""
-    upstreams = (config.settings.upstreams[name] for name in model.upstreams)
-    return [upstream for upstream in upstreams if upstream.on and upstream.dialect == adapter.dialect]
-
-
-def feature_of(config: Config, headers: Mapping[str, str]) -> Feature:
-    """Raises UnknownFeature."""
-    return feature_named(config, headers.get("Tollgate-Feature"), param="Tollgate-Feature")
 
 
 def feature_named(config: Config, name: str | None, *, param: str) -> Feature:
@@ -91,6 +80,19 @@ def feature_named(config: Config, name: str | None, *, param: str) -> Feature:
     if feature is None:
         raise UnknownFeature(param=param)
     return feature
+
+
+def _facts(route: str, model: str, headers: Mapping[str, str]) -> Facts:
+    """What the record says besides numbers: the job and the metadata as the request tells them. Raises BadRequest."""
+    if headers.keys().isdisjoint(_FACTS):
+        return Facts(route, model)
+    return Facts(
+        route,
+        model,
+        named(headers, "Tollgate-Job", _NAME_CHARACTERS_MAX),
+        named(headers, "Tollgate-Job-Type", _NAME_CHARACTERS_MAX),
+        _metadata(headers),
+    )
 
 
 def _metadata(headers: Mapping[str, str]) -> dict[str, Any]:

@@ -149,21 +149,31 @@ class Callers:
         self._keys: _Cache[Caller] = _Cache(lambda digest: store.caller_by_digest(bytes.fromhex(digest)))
         self._accounts: _Cache[tuple[Account, tuple[Budget, ...]]] = _Cache(store.account_by_ref)
         self._members: OrderedDict[tuple[str, str, str], str] = OrderedDict()
-        self._salt = token_bytes(32)  # of this process alone
+        self._mark = blake2b(key=token_bytes(32), digest_size=32)  # of this process alone
         self._digests: OrderedDict[bytes, str] = OrderedDict()  # by a cheaper hash, so that a known key costs only that
 
     async def by_key(self, key: str, *, account_ref: str | None = None, fresh_s: float = FRESH_S) -> Caller:
         """``fresh_s``: how old what is remembered may be. Raises InvalidApiKey, AccountNotFound, AccountSuspended,
         StoreUnavailable."""
         digest = self._digest(key)
-        caller = self._keys.peek(digest, fresh_s) or await self._keys.get(digest, fresh_s)
-        if caller is not None and caller.service:
-            caller = await self._keys.get(digest, min(fresh_s, SERVICE_FRESH_S))
-        elif caller is not None and caller.account is not None and _suspended(caller):
-            caller = await self._keys.get(digest, min(fresh_s, await self._fresh_s(caller.account)))
+        caller = self._keys.peek(digest, fresh_s)
+        is_plain = False  # nearly always: an active account's own key
+        if caller is not None and caller.account is not None and caller.account.status is AccountStatus.ACTIVE:
+            is_plain = account_ref is None
+        else:
+            caller = await self._asked(digest, fresh_s)
         if caller is None or (caller.expires_at_ms and caller.expires_at_ms <= self._now_ms()):
             raise InvalidApiKey
-        return await self.naming(caller, account_ref, fresh_s=fresh_s)
+        return caller if is_plain else await self.naming(caller, account_ref, fresh_s=fresh_s)
+
+    async def _asked(self, digest: str, fresh_s: float) -> Caller | None:
+        """A caller that is not known, or of whom it must be known well."""
+        caller = await self._keys.get(digest, fresh_s)
+        if caller is not None and caller.service:
+            return await self._keys.get(digest, min(fresh_s, SERVICE_FRESH_S))
+        if caller is not None and caller.account is not None and _suspended(caller):
+            return await self._keys.get(digest, min(fresh_s, await self._fresh_s(caller.account)))
+        return caller
 
     async def naming(self, caller: Caller, account_ref: str | None, *, fresh_s: float = FRESH_S) -> Caller:
         """The caller acting for this account. Raises AccountNotFound, AccountSuspended, StoreUnavailable."""
@@ -239,7 +249,9 @@ class Callers:
 
     def _digest(self, key: str) -> str:
         """Raises InvalidApiKey."""
-        mark = blake2b(key.encode("utf-8", "surrogateescape"), key=self._salt, digest_size=32).digest()
+        marking = self._mark.copy()
+        marking.update(key.encode("utf-8", "surrogateescape"))
+        mark = marking.digest()
         digest = self._digests.get(mark)
         if digest is None:
             if not well_formed(key):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Protocol
 
 from gateway.domain.accounts import Caller
 from gateway.errors import AccountNotFound, AmbiguousCredentials, BadRequest, InvalidApiKey, MissingApiKey, NotFound
@@ -11,25 +11,34 @@ from gateway.quota.callers import Callers
 from gateway.quota.keys import PREFIX
 
 NAME_CHARACTERS_MAX: Final = 200  # as long as an external id may be
+_MEMBERS: Final = ("Tollgate-User", "Tollgate-Team")
 
 
-def key_of(headers: Mapping[str, str]) -> str:
+class Headers(Protocol):
+    """As they were sent: names in any case, and some of them twice."""
+
+    def getall(self, name: str, default: tuple[()], /) -> Sequence[str]: ...
+
+
+def key_of(headers: Headers) -> str:
     """The Tollgate key among the credentials sent. If exactly one of the two is ours, the other is dropped.
 
     Raises MissingApiKey, InvalidApiKey, AmbiguousCredentials.
     """
-    if len(_all(headers, "Authorization")) > 1 or len(_all(headers, "x-api-key")) > 1:
+    authorizations, keys = headers.getall("Authorization", ()), headers.getall("x-api-key", ())
+    if authorizations[1:] or keys[1:]:
         raise AmbiguousCredentials
-    authorization = headers.get("Authorization", "")
+    authorization = authorizations[0] if authorizations else ""
     scheme, _, bearer = authorization.partition(" ")
     bearer = bearer.strip() if scheme.lower() == "bearer" else ""
-    header = headers.get("x-api-key", "").strip()
-    ours = {key for key in (bearer, header) if key.startswith(PREFIX)}
-    if len(ours) > 1:
-        raise AmbiguousCredentials
-    if ours:
-        return ours.pop()
-    if bearer or header or authorization:
+    header = keys[0].strip() if keys else ""
+    if bearer.startswith(PREFIX):
+        if header != bearer and header.startswith(PREFIX):
+            raise AmbiguousCredentials
+        return bearer
+    if header.startswith(PREFIX):
+        return header
+    if authorization or header:
         raise InvalidApiKey
     raise MissingApiKey
 
@@ -46,6 +55,8 @@ async def bind(callers: Callers, caller: Caller, headers: Mapping[str, str]) -> 
     """
     if caller.account is None:
         raise AccountNotFound("This is a service key: name the account in the Tollgate-Account header.")
+    if headers.keys().isdisjoint(_MEMBERS):
+        return caller
     user = named(headers, "Tollgate-User", NAME_CHARACTERS_MAX)
     team = named(headers, "Tollgate-Team", NAME_CHARACTERS_MAX)
     return await bound(callers, caller, user=user, team=team, prefix="Tollgate-")
@@ -72,12 +83,9 @@ async def bound(callers: Callers, caller: Caller, *, user: str | None, team: str
 
 def named(headers: Mapping[str, str], name: str, characters_max: int) -> str | None:
     """A header's text that names something; None when it was not sent. Raises BadRequest: invalid_header."""
-    value = headers.get(name)
-    if value is not None and not (0 < len(value) <= characters_max and value.isprintable()):
+    if name not in headers:
+        return None
+    value = headers[name]
+    if not (0 < len(value) <= characters_max and value.isprintable()):
         raise BadRequest("invalid_header", f"{name} takes 1 to {characters_max} printable characters.", param=name)
     return value
-
-
-def _all(headers: Mapping[str, str], name: str) -> list[str]:
-    getall = getattr(headers, "getall", None)
-    return list(getall(name, ())) if getall is not None else [value for key, value in headers.items() if key == name]
