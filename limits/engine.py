@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from limits import codec, keys, replies
@@ -45,7 +44,6 @@ BUCKETS_PEEKED_MAX: Final = 64
 LAPSES_PER_CALL: Final = 64
 HOLDS_SCANNED_AT_ONCE: Final = 500
 _POLICY = struct.Struct("<qQIIQI")
-_CALL = struct.Struct("<16sQIQ")
 
 
 class Engine:
@@ -91,32 +89,23 @@ class Engine:
             raise ValueError(
                 f"no such lease, deadline or rev: {request.lease_ms}, {request.deadline_ms}, {request.rev}"
             )
-        call = _CALL.pack(names.id, request.rev, 0 if request.dry else request.lease_ms, request.deadline_ms)
-        if not request.dry:
-            call += struct.pack(f"<{len(request.warn_at)}H", *request.warn_at)
+        lease_ms, warn_at = (0, ()) if request.dry else (request.lease_ms, request.warn_at)
+        call = struct.pack(f"<16sQIQ{len(warn_at)}H", names.id, request.rev, lease_ms, request.deadline_ms, *warn_at)
         args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
         fields = (keys.META, names.field, *packed.fields)
         reply = await self._run("reserve", request.account, *args, *fields)
-        hold = Hold(
-            account=request.account,
-            hold_id=request.hold_id,
-            version=1,
-            created_at_ms=0,
-            lease_ms=request.lease_ms,
-            takes=(),
-            demand=request.demand,
-            window_starts_ms=(),
-            note=request.note,
+        asked = Asked(
+            request.account, request.hold_id, request.lease_ms, request.note, request.demand, request.demand, packed
         )
-        return replies.decode_demand(reply, Asked(hold, request.demand, packed))
+        return replies.decode_demand(reply, asked)
 
     async def extend(self, hold: Hold, more: Demand, *, ticket: str = "") -> ExtendReply:
         """Take ``more`` on top, or nothing; every slot of it must be one of the hold's. Windows: those of now.
 
         Raises EngineUnavailable, ScriptRejected, ValueError."""
         top = aligned(hold.demand, more)
-        grown = replace(hold, demand=summed(hold.demand, top))
-        asked, packed = codec.layout(top), codec.layout(grown.demand)
+        grown = summed(hold.demand, top)
+        asked, packed = codec.layout(top), codec.layout(grown)
         names = keys.hold_names(hold.hold_id)
         args = (
             struct.pack("<16sH", names.id, hold.version),
@@ -127,7 +116,11 @@ class Engine:
         )
         fields = (keys.META, names.field, *packed.fields)
         reply = await self._run("extend", hold.account, *args, *fields)
-        return replies.decode_extend(reply, Asked(grown, top, asked))
+        about = Asked(
+            hold.account, hold.hold_id, hold.lease_ms, hold.note, grown, top, asked, hold.window_starts_ms,
+            hold.first_byte,
+        )  # fmt: skip
+        return replies.decode_extend(reply, about)
 
     async def settle(self, hold: Hold, charge: Charge, *, window_actuals: Sequence[int | None] = ()) -> Settled:
         """End a hold with its charge; never refused. ``window_actuals``: what each window of the demand really took

@@ -173,7 +173,6 @@ class WalletView:
     wallet: str
     available: int
     capacity: int  # sum of the open grants' amounts
-    used_permille: int  # (posted + held) / capacity
     resets_at_ms: int  # earliest expiry among open grants, 0 = never
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from limits import keys
 from limits.model import (
+    AMOUNT_MAX,
     BudgetDemand,
     ConcurrencyDemand,
     Demand,
@@ -27,7 +28,6 @@ from limits.model import (
     WindowDemand,
 )
 from limits.oracle_state import Account, Wallet, WindowUse
-from limits.replies import permille
 
 TAKES_MAX: Final = 128  # the grants that a hold's first wallets may name; each further wallet names one
 
@@ -88,8 +88,7 @@ class Check:
         resets_at_ms = min((g.expires_at_ms for _, g in opened if g.expires_at_ms), default=0)
         available, needed = capacity - posted - held, max(demand.amount, demand.minimum)
         self._warn(demand.wallet, wallet, posted, capacity, warn_at)
-        used = permille(posted + held + demand.amount, capacity)
-        self._views.append(WalletView(demand.wallet, available - demand.amount, capacity, used, resets_at_ms))
+        self._views.append(WalletView(demand.wallet, available - demand.amount, capacity, resets_at_ms))
         if self._idle(demand.amount):
             return
         if available < needed:
@@ -197,3 +196,12 @@ class Check:
 
     def _with_warnings(self) -> Refused | None:
         return replace(self.refused, crossed=self.crossed) if self.refused is not None else None
+
+
+def permille(used: int, capacity: int) -> int:
+    """Rounded down, at most 65,535; large numbers lose ten bits first, as the scripts do it to stay exact."""
+    if capacity <= 0 or used <= 0:
+        return 1000 if capacity <= 0 < used else 0
+    if used >= AMOUNT_MAX // 1024 + 1:
+        used, capacity = used >> 10, max(1, capacity >> 10)
+    return min(65_535, used * 1000 // capacity)

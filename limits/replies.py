@@ -12,7 +12,6 @@ from typing import Final
 
 from limits.codec import Layout, u48
 from limits.model import (
-    AMOUNT_MAX,
     AccountView,
     Demand,
     ExtendReply,
@@ -63,11 +62,17 @@ _SUMS_SIZE: Final = 50  # a wallet's field begins with what was warned of and it
 class Asked:
     """What a demand-shaped reply is about: the hold as it will be if it is granted, and how its demand was packed.
 
-    ``demand`` is what was asked for: of a reserve the hold's own, of an extend what came on top."""
+    ``demand`` is what was asked for, as ``layout`` has it: of a reserve the whole, of an extend what came on top."""
 
-    hold: Hold
+    account: str
+    hold_id: str
+    lease_ms: int
+    note: bytes
+    whole: Demand
     demand: Demand
     layout: Layout
+    window_starts_ms: tuple[int, ...] = ()  # so far
+    first_byte: bool = False
 
 
 def decode_demand(reply: bytes, asked: Asked) -> ReserveReply:
@@ -105,7 +110,7 @@ def decode_extend(reply: bytes, asked: Asked) -> ExtendReply:
 def _reserved(reply: bytes, asked: Asked) -> Reserved:
     now_ms, created_ms, version, count = _RESERVED.unpack_from(reply, 1)
     at = 1 + _RESERVED.size
-    base, wallets, layout = asked.hold, asked.hold.demand.form.wallets, asked.layout
+    wallets, layout = asked.whole.form.wallets, asked.layout
     takes = []
     for _ in range(count):
         number, amount, wallet = _TAKE.unpack_from(reply, at)
@@ -115,14 +120,13 @@ def _reserved(reply: bytes, asked: Asked) -> Reserved:
     views = []
     for item in wallets[:count]:
         available, capacity, low, high = _VIEW.unpack_from(reply, at)
-        used = permille(capacity - available, capacity)
-        views.append(WalletView(item.wallet, available, capacity, used, low + (high << 32)))
+        views.append(WalletView(item.wallet, available, capacity, low + (high << 32)))
         at += _VIEW.size
     count, at = reply[at], at + 1
     pairs = struct.unpack_from(f"<{2 * count}Q", reply, at)
     windows = [(0, 0)] * count
-    starts = list(base.window_starts_ms) or [0] * count
-    amounts = asked.demand.windows if base.window_starts_ms else ()
+    starts = list(asked.window_starts_ms) or [0] * count
+    amounts = asked.demand.windows if asked.window_starts_ms else ()
     for place, index in enumerate(layout.windows):
         start_ms = pairs[2 * place + 1]
         windows[index] = (pairs[2 * place], start_ms + layout.lengths_ms[place])
@@ -130,8 +134,8 @@ def _reserved(reply: bytes, asked: Asked) -> Reserved:
             starts[index] = start_ms
     crossed, at = _crossed(reply, at + 16 * count, wallets)
     hold = Hold(
-        base.account, base.hold_id, version, created_ms, base.lease_ms, tuple(takes), base.demand, tuple(starts),
-        base.note, base.first_byte,
+        asked.account, asked.hold_id, version, created_ms, asked.lease_ms, tuple(takes), asked.whole, tuple(starts),
+        asked.note, asked.first_byte,
     )  # fmt: skip
     return Reserved(hold, tuple(views), crossed, tuple(windows), now_ms, reply[at:].decode())
 
@@ -243,13 +247,4 @@ def view_of(wallet: str, grants: Sequence[GrantView], now_ms: int) -> WalletView
     capacity = sum(grant.amount for grant in opened)
     used = sum(grant.counted + grant.pending + grant.held for grant in opened)
     resets_at_ms = min((grant.expires_at_ms for grant in opened if grant.expires_at_ms), default=0)
-    return WalletView(wallet, capacity - used, capacity, permille(used, capacity), resets_at_ms)
-
-
-def permille(used: int, capacity: int) -> int:
-    """Rounded down, at most 65,535; large numbers lose ten bits first, as the scripts do it to stay exact."""
-    if capacity <= 0 or used <= 0:
-        return 1000 if capacity <= 0 < used else 0
-    if used >= AMOUNT_MAX // 1024 + 1:
-        used, capacity = used >> 10, max(1, capacity >> 10)
-    return min(65_535, used * 1000 // capacity)
+    return WalletView(wallet, capacity - used, capacity, resets_at_ms)

@@ -55,7 +55,7 @@ class Scribe:
         self._confirms: dict[tuple[str, str], engine_model.Confirm] = {}  # by account and hold
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
-        self._idle.set()
+        self._rest()
         self.store_up = True
 
     @property
@@ -70,8 +70,8 @@ class Scribe:
     def add(self, row: ChargeRow) -> None:
         """Never blocks, never refuses: a charge that was earned is kept."""
         self._rows.append((row, time.monotonic()))
-        self._idle.clear()
-        self._work.set()
+        if self._resting:
+            self._wake()
 
     async def write(self, rows: Sequence[ChargeRow]) -> None:
         """Commit and queue the confirms (also for entries found in the outbox). Raises StoreUnavailable."""
@@ -84,8 +84,16 @@ class Scribe:
     def _confirm_soon(self, committed: Iterable[Committed]) -> None:
         for item in committed:
             self._keep(confirm_of(item))
+        self._wake()
+
+    def _wake(self) -> None:
+        self._resting = False
         self._idle.clear()
         self._work.set()
+
+    def _rest(self) -> None:
+        self._resting = True
+        self._idle.set()
 
     async def decide(self, row: ChargeRow) -> None:
         """Commit one charge now and tell Redis at once, or, while it is away, as soon as it answers: for those who must
@@ -99,7 +107,9 @@ class Scribe:
     async def run(self) -> None:
         """Write and confirm until cancelled; never loses what is in memory to an exception of a dependency."""
         if self.kept:  # started again after a failure
-            self._work.set()
+            self._wake()
+        else:
+            self._rest()
         while True:
             await self._work.wait()
             self._work.clear()
@@ -111,7 +121,7 @@ class Scribe:
                 if not (wrote and confirmed):
                     await asyncio.sleep(RETRY_S)
             else:
-                self._idle.set()
+                self._rest()
 
     async def drained(self) -> None:
         """Wait until everything known so far is written and confirmed."""
