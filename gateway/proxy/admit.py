@@ -35,27 +35,28 @@ class Bound:
 
 
 async def counted(counter: tokens.Counter, asked: Asked) -> Bound:
-    """Count the input (off the loop when it is large and new) and find the output's bound."""
+    """The call's bound, its input counted: off the loop when it is large and new."""
+    prompt = asked.call.prompt
+    if not asked.adapter.free and counter.needs_thread(prompt, _family(asked)):
+        return await asyncio.to_thread(_counted_here, counter, asked)
+    return _counted_here(counter, asked)
+
+
+def _counted_here(counter: tokens.Counter, asked: Asked) -> Bound:
     family = _family(asked)
     if asked.adapter.free:
         return Bound(0, 0, family)
-    prompt = asked.call.prompt
-    if counter.needs_thread(prompt, family):
-        input_tokens = await asyncio.to_thread(counter.count, prompt, family)
-    else:
-        input_tokens = counter.count(prompt, family)
-    return Bound(input_tokens + _unseen(asked), output_bound(asked), family)
+    return Bound(counter.count(asked.call.prompt, family) + _unseen(asked), output_bound(asked), family)
 
 
-async def bound_of(gateway: Gateway, caller: Caller, asked: Asked) -> Bound:
-    """The call's bound. A large input that is next to nothing for its caller even by its bytes is not counted: most
-    answers tell their usage, and then its count would serve nobody. Raises SubscriptionInactive, BadRequest."""
-    if not asked.adapter.free and gateway.counter.is_large(asked.call.prompt):
-        family, output_tokens, unseen = _family(asked), output_bound(asked), _unseen(asked)
-        most, expected = gateway.counter.bound(asked.call.prompt, family)
-        rough = Bound(most + unseen, output_tokens, family, expected + unseen)
-        if await gateway.quota.room.is_ample(caller, plan_of(caller, asked.config.catalog), work_of(asked, rough)):
-            return rough
+async def _bound_of_large(gateway: Gateway, caller: Caller, asked: Asked) -> Bound:
+    """A large input that is next to nothing for its caller even by its bytes is not counted: most answers tell their
+    usage, and then its count would serve nobody. Raises SubscriptionInactive, BadRequest."""
+    family, unseen = _family(asked), _unseen(asked)
+    most, expected = gateway.counter.bound(asked.call.prompt, family)
+    rough = Bound(most + unseen, output_bound(asked), family, expected + unseen)
+    if await gateway.quota.room.is_ample(caller, plan_of(caller, asked.config.catalog), work_of(asked, rough)):
+        return rough
     return await counted(gateway.counter, asked)
 
 
@@ -101,7 +102,10 @@ async def admit(
     gateway: Gateway, key: str, caller: Caller, asked: Asked, headers: Mapping[str, str], laps: Laps
 ) -> tuple[Admission, Bound]:
     """Raises a Refusal, BadRequest, PriceMissing, QuotaUnavailable, Overloaded."""
-    bound = await bound_of(gateway, caller, asked)
+    if not asked.adapter.free and gateway.counter.is_large(asked.call.prompt):
+        bound = await _bound_of_large(gateway, caller, asked)
+    else:
+        bound = _counted_here(gateway.counter, asked)
     laps.lap(COUNT)
 
     async def count() -> Work:

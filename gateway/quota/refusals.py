@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
 from gateway.domain import messages, plans, turns
 from gateway.domain.accounts import Subscription
@@ -62,35 +63,33 @@ class Situation:
     feature: Feature
 
 
-def inactive(situation: Situation) -> Refusal:
-    """The subscription does not allow calls: its trial or its paid time is over."""
-    reason = turns.inactive_reason(situation.catalog, situation.subscription)
-    kind: type[Refusal] = TrialExpired if reason == TrialExpired.code else SubscriptionInactive
-    offers = plans.paid_plans(situation.catalog)
-    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, situation.plan))
-    text = messages.render(situation.catalog, kind.code, messages.Facts(plan=situation.plan))
-    return kind(text.text, title=text.title, detail=detail)
-
-
-def objection(situation: Situation, model: str | None) -> Refusal | None:
-    """Why the plan refuses this call whatever its wallets hold: what it does not include, or that it is over."""
-    excluded = not_in_plan(situation.catalog, situation.plan, situation.feature.name, model)
-    return excluded if excluded is not None or situation.subscription.status.usable else inactive(situation)
-
-
-def not_in_plan(catalog: Catalog, plan: Plan, feature: str, model: str | None) -> Refusal | None:
-    """What the plan does not include: the feature, or the model by its name; None when it includes both."""
-    if not _has_feature(plan, feature) and (feature in catalog.features or feature in catalog.services):
-        kind: type[Refusal] = FeatureNotInPlan
+def objection(
+    catalog: Catalog, plan: Plan, subscription: Subscription, feature: str, model: str | None
+) -> Refusal | None:
+    """Why the plan refuses this call whatever its wallets hold: it does not include the feature, or the model by its
+    name, or the subscription does not allow calls."""
+    if plan.features is not None and feature not in plan.features and _is_known(catalog, feature):
         offers = tuple(other for other in catalog.plans.values() if _has_feature(other, feature))
-    elif model is not None and not _has_model(plan, model):
-        kind = ModelNotInPlan
+        return _excluded(FeatureNotInPlan, offers, catalog, messages.Facts(plan=plan, feature=feature, model=model))
+    if plan.models is not None and model is not None and not _matches(plan.models, model):
         offers = tuple(other for other in catalog.plans.values() if _has_model(other, model))
-    else:
+        return _excluded(ModelNotInPlan, offers, catalog, messages.Facts(plan=plan, feature=feature, model=model))
+    if subscription.status.usable:
         return None
-    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, plan))
-    text = messages.render(catalog, kind.code, messages.Facts(plan=plan, feature=feature, model=model))
+    reason = turns.inactive_reason(catalog, subscription)
+    kind = TrialExpired if reason == TrialExpired.code else SubscriptionInactive
+    return _excluded(kind, plans.paid_plans(catalog), catalog, messages.Facts(plan=plan))
+
+
+def _excluded(kind: type[Refusal], offers: tuple[Plan, ...], catalog: Catalog, facts: messages.Facts) -> Refusal:
+    assert facts.plan is not None, "a plan excludes"
+    detail = RefusalDetail(scope="account", hint=_HINTS[kind.code], plans=_labels(offers, facts.plan))
+    text = messages.render(catalog, kind.code, facts)
     return kind(text.text, title=text.title, detail=detail)
+
+
+def _is_known(catalog: Catalog, feature: str) -> bool:
+    return feature in catalog.features or feature in catalog.services
 
 
 def _has_feature(plan: Plan, feature: str) -> bool:
@@ -98,7 +97,12 @@ def _has_feature(plan: Plan, feature: str) -> bool:
 
 
 def _has_model(plan: Plan, model: str) -> bool:
-    return plan.models is None or any(fnmatchcase(model, pattern) for pattern in plan.models)
+    return plan.models is None or _matches(plan.models, model)
+
+
+@lru_cache(maxsize=1024)
+def _matches(patterns: tuple[str, ...], model: str) -> bool:
+    return any(fnmatchcase(model, pattern) for pattern in patterns)
 
 
 def kind_of(refused: engine.Refused) -> type[Refusal]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +66,22 @@ class Ask:
     dry: bool = False  # only what would be decided: nothing is taken
     hold_id: str = ""  # "": a new one
     counted: Callable[[], Awaitable[Work]] | None = None  # the work with its input counted, where it is bounded roughly
+
+
+@dataclass(slots=True)
+class _Trial:
+    """How far an ask has come between its attempts."""
+
+    caller: Caller
+    work: Work
+    clamped_to: int | None = None
+    is_fresh: bool = False  # the database was asked who calls
+    shadowed: Refusal | None = None
+    owes: bool = False  # what shadow lets pass looks at its wallet, but one that owes refuses even that
+
+    async def refresh(self, ask: Ask) -> None:
+        self.caller = await ask.refresh(self.caller)
+        self.is_fresh, self.shadowed = True, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +182,34 @@ class Quota:
         Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
         if self.scribe.full:
             raise Overloaded(retry_after_s=5)
+        trial = _Trial(ask.caller, ask.work)
         try:
-            return await self._admit(ask)
+            for _ in range(ATTEMPTS_MAX):
+                plan, account = plan_of(trial.caller, ask.catalog), account_of(trial.caller)
+                excluded = objection(ask.catalog, plan, account.subscription, ask.work.feature.name, ask.model)
+                if excluded is not None and trial.shadowed is None:
+                    await self._object(ask, trial, plan, excluded)
+                    continue
+                if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
+                    await trial.refresh(ask)
+                    continue
+                request, partition = self._request(ask, trial, plan, account), self._engine.partition(account.id)
+                if partition in self.holds.stale:
+                    await self.holds.reassert(partition)
+                try:
+                    reply = await self._engine.reserve(request, ticket=nonce())
+                except EngineUnavailable as error:
+                    if error.sent and not ask.dry:  # it may have been taken: cleaned up behind the call's back
+                        self._spawn(self._release_later(account.id, request.hold_id))
+                    raise
+                if isinstance(reply, engine_model.Reserved):
+                    self.clock.saw(reply.server_ms)
+                    self.holds.saw_record(partition, reply.record)
+                    return self._admitted(ask, trial, plan, reply)
+                await self._learn(ask, trial, plan, reply)
         except (EngineUnavailable, StoreUnavailable) as error:
             raise QuotaUnavailable(retry_after_s=2) from error
+        raise QuotaUnavailable(retry_after_s=1)
 
     async def judge(self, ask: Ask) -> Judgement:
         """What ``admit`` would do with this call, and why: nothing is taken. Raises as ``admit``, but for refusals."""
@@ -215,70 +255,93 @@ class Quota:
                     break
         raise QuotaUnavailable(retry_after_s=1)
 
-    async def _admit(self, ask: Ask) -> Admission:
-        caller, work, clamped_to, is_fresh = ask.caller, ask.work, None, False
-        shadowed: Refusal | None = None
-        owes = False  # what shadow lets pass looks at its wallet, but one that owes refuses even that
-        for _ in range(ATTEMPTS_MAX):
-            plan = plan_of(caller, ask.catalog)
-            account = caller.account
-            assert account is not None, "plan_of found its plan"
-            situation = Situation(ask.catalog, plan, account.subscription, ask.work.feature)
-            excluded = objection(situation, ask.model)
-            if excluded is not None and shadowed is None:
-                if not is_fresh and await self._changed(account):
-                    caller, is_fresh = await ask.refresh(caller), True
-                elif plan.shadow:
-                    shadowed = excluded
-                else:
-                    raise self._refused(ask, account, situation, excluded)
-                continue
-            if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
-                caller, is_fresh, shadowed = await ask.refresh(caller), True, None
-                continue
-            reply = await self._reserve(caller, plan, work, ask, shadowed, owes=owes)
-            match reply:
-                case engine_model.Reserved():
-                    if not ask.dry:
-                        self._admitted(plan, reply, shadowed)
-                    return Admission(
-                        reply.hold, caller, ask.catalog, plan, work, ask.facts, reply, clamped_to, shadowed
-                    )
-                case engine_model.Refused(resets_at_ms=ended_ms, server_ms=server_ms) if 0 < ended_ms <= server_ms:
-                    self.clock.saw(server_ms)  # our clock was behind: the budget's period that we asked about is over
-                case engine_model.Refused() if work.input_expected is not None and ask.counted is not None:
-                    work = await ask.counted()
-                case engine_model.Refused() if plan.shadow:
-                    shadowed, owes = shadowed or refusal(situation, reply), shadowed is not None
-                case engine_model.Refused():
-                    lowered = _lower(work, reply, plan, ask)
-                    if isinstance(lowered, engine_model.Refused):
-                        raise self._refused(ask, account, situation, refusal(situation, lowered))
-                    work, clamped_to = lowered, lowered.output_tokens // ask.choices
-                case engine_model.Stale(ticket):
-                    await self.turner.load(account.id, ticket)
-                case engine_model.Turn(_, server_ms):
-                    await self.turner.turn(account.id, server_ms)
-                case engine_model.Reauth(rev) if rev < account.rev:  # a change that Redis has not been told yet
-                    await self.turner.catch_up(account.id)
-                case engine_model.Reauth():
-                    caller, work, clamped_to, is_fresh = await ask.refresh(caller), ask.work, None, True
-                    shadowed = None
-                case engine_model.Late(server_ms):
-                    self.clock.saw(server_ms)
-                case engine_model.Warming(_, _, record):
-                    self.holds.saw_record(self._engine.partition(account.id), record)
-                    raise QuotaUnavailable(retry_after_s=1)
-                case engine_model.Overloaded():
-                    raise Overloaded(retry_after_s=5)
-        raise QuotaUnavailable(retry_after_s=1)
+    def _request(self, ask: Ask, trial: _Trial, plan: Plan, account: Account) -> engine_model.Reserve:
+        """What the engine is asked for; what shadow lets pass holds nothing. Raises PriceMissing."""
+        caller, work = trial.caller, trial.work
+        now_ms = self.clock.now_ms()
+        hold_id = ask.hold_id or str(uuid7())
+        if trial.shadowed is None:
+            demand = self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms)
+        else:
+            demand = nothing_of(work, owes=trial.owes)
+        return engine_model.Reserve(
+            account=account.id,
+            hold_id=hold_id,
+            rev=account.rev,
+            demand=demand,
+            lease_ms=ask.lease_ms,
+            deadline_ms=now_ms + RESERVE_DEADLINE_MS,
+            warn_at=ask.catalog.warn_at_permille,
+            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms, trial.shadowed)),
+            dry=ask.dry,
+        )
 
-    def _admitted(self, plan: Plan, reserved: engine_model.Reserved, shadowed: Refusal | None) -> None:
+    def _admitted(self, ask: Ask, trial: _Trial, plan: Plan, reserved: engine_model.Reserved) -> Admission:
         """From now on the hold lives; what shadow let pass is counted apart from refusals."""
-        self.holds.add(reserved.hold)
-        if shadowed is not None:
-            scope = shadowed.detail.scope if shadowed.detail is not None and shadowed.detail.scope else "account"
-            self._metrics.shadow_denials.add((shadowed.code, scope, plan.name), 1)
+        hold, caller, shadowed = reserved.hold, trial.caller, trial.shadowed
+        if not ask.dry:
+            self.holds.add(hold)
+            if reserved.crossed:
+                self._warn(ask, account_of(caller), reserved.crossed)
+            if shadowed is not None:
+                scope = shadowed.detail.scope if shadowed.detail is not None and shadowed.detail.scope else "account"
+                self._metrics.shadow_denials.add((shadowed.code, scope, plan.name), 1)
+        return Admission(hold, caller, ask.catalog, plan, trial.work, ask.facts, reserved, trial.clamped_to, shadowed)
+
+    async def _object(self, ask: Ask, trial: _Trial, plan: Plan, excluded: Refusal) -> None:
+        """The plan excludes the call, as far as is known here. Raises the Refusal if it does."""
+        account = account_of(trial.caller)
+        if not trial.is_fresh and await self._changed(account):
+            await trial.refresh(ask)
+        elif plan.shadow:
+            trial.shadowed = excluded
+        else:
+            raise self._refused(ask, account, _situation(ask, plan, account), excluded)
+
+    async def _learn(self, ask: Ask, trial: _Trial, plan: Plan, reply: engine_model.ReserveReply) -> None:
+        """Not reserved: put right what was in its way. Raises a Refusal, QuotaUnavailable, Overloaded when nothing
+        can be done about it."""
+        account = account_of(trial.caller)
+        match reply:
+            case engine_model.Refused():
+                if reply.crossed and not ask.dry:
+                    self._warn(ask, account, reply.crossed)
+                await self._yield_to(ask, trial, plan, reply)
+            case engine_model.Stale(ticket):
+                await self.turner.load(account.id, ticket)
+            case engine_model.Turn(_, server_ms):
+                await self.turner.turn(account.id, server_ms)
+            case engine_model.Reauth(rev) if rev < account.rev:  # a change that Redis has not been told yet
+                await self.turner.catch_up(account.id)
+            case engine_model.Reauth():
+                await trial.refresh(ask)
+                trial.work, trial.clamped_to = ask.work, None
+            case engine_model.Late(server_ms):
+                self.clock.saw(server_ms)
+            case engine_model.Warming(_, _, record):
+                self.holds.saw_record(self._engine.partition(account.id), record)
+                raise QuotaUnavailable(retry_after_s=1)
+            case engine_model.Overloaded():
+                raise Overloaded(retry_after_s=5)
+
+    async def _yield_to(self, ask: Ask, trial: _Trial, plan: Plan, refused: engine_model.Refused) -> None:
+        """Ask for less, or for nothing in shadow. Raises the Refusal when there is no less."""
+        account, situation = account_of(trial.caller), _situation(ask, plan, account_of(trial.caller))
+        if 0 < refused.resets_at_ms <= refused.server_ms:
+            self.clock.saw(refused.server_ms)  # our clock was behind: the budget's period that we asked about is over
+        elif trial.work.input_expected is not None and ask.counted is not None:
+            trial.work = await ask.counted()
+        elif plan.shadow:
+            trial.shadowed, trial.owes = trial.shadowed or refusal(situation, refused), trial.shadowed is not None
+        else:
+            lowered = _lower(trial.work, refused, plan, ask)
+            if isinstance(lowered, engine_model.Refused):
+                raise self._refused(ask, account, situation, refusal(situation, lowered))
+            trial.work, trial.clamped_to = lowered, lowered.output_tokens // ask.choices
+
+    def _warn(self, ask: Ask, account: Account, crossed: Sequence[tuple[str, int]]) -> None:
+        for wallet, permille in crossed:
+            self.notices.threshold(account, ask.catalog, wallet, permille)
 
     async def moved_on(self, account: Account) -> bool:
         """Whether the account has changed since it was read. Raises QuotaUnavailable."""
@@ -291,45 +354,6 @@ class Quota:
         """Whether the account moved on since its caller was cached: then the reserve will say ``reauth``."""
         view = await self._engine.peek(account.id, ticket=nonce(), wallets=())
         return isinstance(view, engine_model.Stale) or view.rev != account.rev
-
-    async def _reserve(
-        self, caller: Caller, plan: Plan, work: Work, ask: Ask, shadowed: Refusal | None, *, owes: bool
-    ) -> engine_model.ReserveReply:
-        """One round trip; what shadow lets pass holds nothing. A reply that did not come is cleaned up behind the
-        call's back."""
-        assert caller.account is not None
-        account_id = caller.account.id
-        now_ms = self.clock.now_ms()
-        hold_id = ask.hold_id or str(uuid7())
-        request = engine_model.Reserve(
-            account=account_id,
-            hold_id=hold_id,
-            rev=caller.account.rev,
-            demand=self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms)
-            if shadowed is None
-            else nothing_of(work, owes=owes),
-            lease_ms=ask.lease_ms,
-            deadline_ms=now_ms + RESERVE_DEADLINE_MS,
-            warn_at=ask.catalog.warn_at_permille,
-            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms, shadowed)),
-            dry=ask.dry,
-        )
-        partition = self._engine.partition(account_id)
-        if partition in self.holds.stale:
-            await self.holds.reassert(partition)
-        try:
-            reply = await self._engine.reserve(request, ticket=nonce())
-        except EngineUnavailable as error:
-            if error.sent and not ask.dry:
-                self._spawn(self._release_later(account_id, hold_id))
-            raise
-        if isinstance(reply, engine_model.Reserved):
-            self.clock.saw(reply.server_ms)
-            self.holds.saw_record(partition, reply.record)
-        if isinstance(reply, engine_model.Reserved | engine_model.Refused) and reply.crossed and not ask.dry:
-            for wallet, permille in reply.crossed:
-                self.notices.threshold(caller.account, ask.catalog, wallet, permille)
-        return reply
 
     def _refused(self, ask: Ask, account: Account, situation: Situation, error: Refusal) -> Refusal:
         """Whoever has to know of a refused call is told; asking alone refuses nothing."""
@@ -390,6 +414,16 @@ def nothing_of(work: Work, *, owes: bool) -> engine_model.Demand:
 def created_at_ms(record: str) -> int:
     """When a partition's record was made, on the server's clock: what follows the incarnation in it."""
     return int(record.rpartition(":")[2])
+
+
+def account_of(caller: Caller) -> Account:
+    """Whom the call is for: only a service key has no account, and it names one for each call."""
+    assert caller.account is not None, "a call is an account's"
+    return caller.account
+
+
+def _situation(ask: Ask, plan: Plan, account: Account) -> Situation:
+    return Situation(ask.catalog, plan, account.subscription, ask.work.feature)
 
 
 def plan_of(caller: Caller, catalog: Catalog) -> Plan:
