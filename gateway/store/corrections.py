@@ -21,11 +21,11 @@ from gateway.domain.ledger import charge_entries
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.accounts import account_of, current
-from gateway.store.booking import usage_values
 from gateway.store.common import changed, lock_account, new_id, record
 from gateway.store.database import Database
 from gateway.store.grants import grant_of, post
 from gateway.store.schema import accounts, grants, usage
+from gateway.store.usage_rows import COLUMNS, Booked, line_text, row_of
 
 ROUTE = "correction"
 
@@ -106,21 +106,14 @@ def _usage(
     now_ms: int,
 ) -> dict[str, Any]:
     """The line of usage: no call, no tokens, only the amount."""
+    moved = dict(lines)
     row = ChargeRow(
         hold_id=new_id(), account_id=account.id, state="settled", created_at_ms=now_ms, ended_at_ms=now_ms,
         route=ROUTE, model=None, upstream=None, plan=account.subscription.plan, feature=ROUTE, wallet=wallet,
-        card_version="", usage=Usage(), basis=Basis.COUNTED, held=0, charged=0, overrun=0, lines=(), budgets=(),
-        status=0, end="corrected",
+        card_version="", usage=Usage(), basis=Basis.COUNTED, held=0, charged=sum(moved.values()), overrun=0, lines=(),
+        budgets=(), status=0, end="corrected",
     )  # fmt: skip
-    moved = dict(lines)
     left = {grant.number: grant.amount - grant.used - moved.get(grant.number, 0) for grant in period}
-    texts = ",".join(f"[{number},{amount},{left[number]}]" for number, amount in lines)
-    return {
-        **usage_values(row),
-        "seq": seq,
-        "charged": sum(moved.values()),
-        "committed_at_ms": now_ms,
-        "balance_after": sum(left.values()),
-        "lines": f"[{texts}]",
-        "budgets": "[]",
-    }
+    texts = [line_text(number, amount, left[number], None) for number, amount in lines]
+    booked = Booked(seq, now_ms, sum(left.values()), f"[{','.join(texts)}]", "[]")
+    return dict(zip(COLUMNS, row_of(row, booked), strict=True))

@@ -2,7 +2,8 @@
 
 The hot path's way into the database. A script is a generator: it yields (statement, parameters), gets the rows back,
 and returns its result; so the same script runs in SQLite's own thread and over asyncpg, and does not know which.
-One dictionary of parameters runs a statement once and answers its rows; a list runs it for each and answers none.
+One dictionary of parameters runs a statement once and answers its rows; a list runs it for each and answers none. Where
+each one counts, the list is of tuples: a value for each of the statement's ``names``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 T = TypeVar("T")
-Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any] | tuple[Any, ...]]
 Rows = Sequence[Sequence[Any]]
 CHUNKS: Final = (256, 64, 16, 4)
 
@@ -35,11 +36,10 @@ class Prepared:
     constants: Mapping[str, Any]
     chunks: tuple[tuple[int, str], ...] = ()  # SQLite, plain INSERTs: the same for so many rows at once, largest first
 
-    def rows(self, parameters: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    def rows(self, parameters: Sequence[Mapping[str, Any] | tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Each one's values in their places."""
-        if len(self.names) < 2:
-            return [tuple(each[name] for name in self.names) for each in parameters]
-        return list(map(itemgetter(*self.names), parameters))
+        values = itemgetter(*self.names)
+        return [each if isinstance(each, tuple) else values(each) for each in parameters]
 
 
 Script = Generator[tuple[Prepared, Parameters], Rows, T]

@@ -23,21 +23,20 @@ from sqlalchemy import BigInteger, bindparam, case, func, insert, or_, select, u
 from gateway.domain import tidings
 from gateway.domain.alerts import LOW_BALANCE
 from gateway.domain.charges import ChargeRow, Committed, Unreadable
-from gateway.domain.ledger import charge_entries
 from gateway.domain.plans import Catalog
 from gateway.errors import Conflict, StoreUnavailable
 from gateway.metrics import OTHER, Metrics
 from gateway.store.alerts import NewAlert, alert_texts
-from gateway.store.booking import TIME_MAX_MS, Account, Batch, Grant, Known
+from gateway.store.booking import TIME_MAX_MS, Account, Batch, Grant, answer_of
 from gateway.store.common import among, inserting, storable, wall_clock_ms
 from gateway.store.database import Database, Dialect
 from gateway.store.grants import entry_values
 from gateway.store.schema import accounts, budget_uses, budgets, grants, ledger, usage, usage_rejects
 from gateway.store.schema_alerts import alerts
 from gateway.store.script import Prepared, Script, prepare
+from gateway.store.usage_rows import COLUMNS
 
 BATCH_MAX: Final = 1000
-_USAGE: Final = tuple(column.name for column in usage.c)
 
 
 class Writer:
@@ -66,11 +65,11 @@ class Writer:
             return []
         assert len(rows) <= BATCH_MAX, "commit in batches"
         try:
-            batch, answers = await self._database.run(self._booking(rows, self._now_ms()))
+            batch, committed = await self._database.run(self._booking(rows, self._now_ms()))
         except Conflict as error:  # the same hold under two accounts in the same moment: repeated, one finds the other
             raise StoreUnavailable from error
         self._count(batch)
-        return [answer() for answer in answers]
+        return committed
 
     def _count(self, batch: Batch) -> None:
         """What was charged, by the source of the grants that paid. A counter only rises: what a batch takes back in all
@@ -92,32 +91,28 @@ class Writer:
 
     def _setting_aside(self, charges: Sequence[Unreadable], now_ms: int) -> Script[list[Committed]]:
         batch = Batch({})
-        for row in (yield self._sql.known, {"holds": [charge.hold_id for charge in charges]}):
-            known = Known.of(dict(zip(_USAGE, row, strict=True)))
-            batch.known.setdefault(known.values["hold_id"], []).append(known)
+        batch.knows((yield self._sql.known, {"holds": [charge.hold_id for charge in charges]}))
         answers = [batch.set_aside(charge, now_ms) for charge in charges]
         if batch.rejects:
             yield self._sql.reject, batch.rejects
         return answers
 
-    def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[tuple[Batch, list[Callable[[], Committed]]]]:
+    def _booking(self, rows: Sequence[ChargeRow], now_ms: int) -> Script[tuple[Batch, list[Committed]]]:
         """The transaction: read what the batch needs to know, book, write what it adds."""
         batch = yield from self._read(rows)
-        answers = [batch.book(row, now_ms) for row in rows]
+        booked = [batch.book(row, now_ms) for row in rows]
         yield from self._write(batch, now_ms)
-        return batch, answers
+        return batch, [answer_of(row, known) for row, known in zip(rows, booked, strict=True)]
 
     def _read(self, rows: Sequence[ChargeRow]) -> Script[Batch]:
         """Lock the accounts, and read what is known of them and of the holds."""
         sql = self._sql
-        ids = sorted({row.account_id for row in rows if storable(row.account_id)})
+        ids = sorted(filter(storable, {row.account_id for row in rows}))
         holds = [row.hold_id for row in rows if storable(row.hold_id)]
         seqs = yield sql.lock, {"ids": ids}
         marks = self._catalog().alerts.low_balance
         batch = Batch({account_id: Account(account_id, seq) for account_id, seq in seqs}, marks)
-        for row in (yield sql.known, {"holds": holds}):
-            known = Known.of(dict(zip(_USAGE, row, strict=True)))
-            batch.known.setdefault(known.values["hold_id"], []).append(known)
+        batch.knows((yield sql.known, {"holds": holds}))
         since_ms = min(TIME_MAX_MS, *(row.ended_at_ms for row in rows)) - 1
         for account_id, number, *grant in (yield sql.grants, {"ids": ids, "since_ms": since_ms}):
             batch.accounts[account_id].grants[number] = Grant(*grant)
@@ -145,8 +140,7 @@ class Writer:
                     used.append({"account": account.id, "grant": number, **moved_by})
             for (number, starts_at_ms), added in account.budget_uses.items():
                 uses.append({"account_id": account.id, "number": number, "starts_at_ms": starts_at_ms, "used": added})
-            posted = charge_entries(account.posted, seq_first=account.seq_before + 1, seq_last=account.seq)
-            entries += entry_values(account.id, posted, now_ms=now_ms)
+            entries += entry_values(account.id, account.posted(), now_ms=now_ms)
         writes = (
             (sql.reject, batch.rejects), (sql.usage, batch.usage), (sql.seq, seqs), (sql.used, used), (sql.use, uses),
             (sql.entry, entries), (sql.alert, self._low(batch, now_ms)),
@@ -223,7 +217,11 @@ class _Statements:
         locked = (
             select(accounts.c.id, accounts.c.seq).where(among(dialect, accounts.c.id, "ids")).order_by(accounts.c.id)
         )
-        known = select(usage).where(among(dialect, usage.c.hold_id, "holds")).order_by(usage.c.account_id, usage.c.seq)
+        known = (
+            select(*(usage.c[name] for name in COLUMNS))
+            .where(among(dialect, usage.c.hold_id, "holds"))
+            .order_by(usage.c.account_id, usage.c.seq)
+        )
         not_ended = or_(g.expires_at_ms == 0, g.expires_at_ms > bindparam("since_ms"))
         of_budgets = among(dialect, budgets.c.account_id, "ids")
         rejecting = inserting(dialect, usage_rejects).inline().on_conflict_do_nothing()
@@ -242,7 +240,7 @@ class _Statements:
             all_grants=prepare(dialect, select(*columns).where(of_accounts)),
             budgets=prepare(dialect, select(budgets.c.account_id, budgets.c.number).where(of_budgets)),
             reject=prepare(dialect, rejecting, *(column.name for column in usage_rejects.c if column.name != "id")),
-            usage=prepare(dialect, insert(usage)),
+            usage=prepare(dialect, insert(usage), *COLUMNS),
             seq=prepare(dialect, moving.values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))),
             used=prepare(dialect, using.values(used=g.used + bindparam("added"), charged_at_ms=latest)),
             use=prepare(dialect, adding, "account_id", "number", "starts_at_ms", "used"),

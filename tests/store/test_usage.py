@@ -9,8 +9,10 @@ from gateway.domain.accounts import Account
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.common import new_id
+from gateway.store.schema import usage
 from gateway.store.store import Store
 from gateway.store.usage import Filter
+from gateway.store.usage_rows import COLUMNS
 from tests.store.conftest import Place
 from tests.support.stores import DAY_MS, NOW_MS, charge
 
@@ -43,6 +45,10 @@ async def test_a_record_tells_everything_about_its_call(store: Store) -> None:
                  "team_id", "user_id", "job", "job_type", "metadata"):  # fmt: skip
         assert getattr(record, name) == getattr(row, name), name
     assert (record.at_ms, record.month, record.balance_after) == (NOW_MS, NOVEMBER, 6_000_000 - 600)
+
+
+def test_rows_are_in_the_order_of_the_table() -> None:
+    assert tuple(column.name for column in usage.c) == COLUMNS
 
 
 async def test_lists_are_newest_first_in_pages(store: Store) -> None:

@@ -46,7 +46,10 @@ ROOMS: dict[str, Room] = {
     "domain": room("errors limits.values", never=IO + " time random os logging"),
     "providers": room("domain limits.values errors json_bodies", others="tiktoken orjson", never=IO),
     "config": room("domain limits.model errors logs metrics", others="pydantic pydantic_core ruamel watchfiles"),
-    "store": room("domain errors logs metrics", others="sqlalchemy alembic aiosqlite asyncpg orjson uuid_utils argon2"),
+    "store": room(
+        "domain limits.values errors logs metrics",
+        others="sqlalchemy alembic aiosqlite asyncpg orjson uuid_utils argon2",
+    ),
     "quota": room("domain limits store config errors logs metrics", others="orjson uuid_utils"),
     "proxy": room(
         # Of config the data plane knows the loaded data alone, never how it is read or reloaded.
