@@ -111,8 +111,11 @@ class Series:
 
 class Counter(Series):
     def add(self, labels: Labels, amount: float = 1) -> None:
-        at = self._at.get(labels)
-        self._cells[self._new(labels) if at is None else at] += amount
+        try:
+            at = self._at[labels]
+        except KeyError:
+            at = self._new(labels)
+        self._cells[at] += amount
 
 
 class Gauge(Series):
@@ -147,8 +150,9 @@ class Histogram(Series):
         self._sum = len(family.buckets) + 1
 
     def observe(self, labels: Labels, value: float) -> None:
-        at = self._at.get(labels)
-        if at is None:
+        try:
+            at = self._at[labels]
+        except KeyError:
             at = self._new(labels)
         cells = self._cells
         cells[at + bisect_left(self._bounds, value)] += 1

@@ -11,6 +11,7 @@ Not here: how long a calendar month is (``periods``).
 from __future__ import annotations
 
 import re
+from dataclasses import field
 from decimal import Decimal
 from fractions import Fraction
 from typing import Final
@@ -77,11 +78,10 @@ class Meter:
     decimals: int
     label: str = ""  # what a person reads: "credit"
     tokens_per_unit: int | None = None
+    scale: int = field(init=False, repr=False, compare=False)  # steps per unit
 
-    @property
-    def scale(self) -> int:
-        """Steps per unit."""
-        return int(10**self.decimals)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", int(10**self.decimals))
 
     @property
     def unit(self) -> str:
@@ -103,11 +103,13 @@ class Meter:
 
     def format(self, steps: int) -> str:
         """The amount as a plain decimal: no exponent, no separators, no trailing zeros."""
-        whole, part = divmod(abs(steps), self.scale)
-        sign = "-" if steps < 0 else ""
+        if steps < 0:
+            return f"-{self.format(-steps)}"
+        scale = self.scale
+        part = steps % scale
         if not part:
-            return f"{sign}{whole}"
-        return f"{sign}{whole}." + f"{part:0{self.decimals}d}".rstrip("0")
+            return str(steps // scale)
+        return f"{steps // scale}.{part:0{self.decimals}d}".rstrip("0")
 
     def roundly(self, steps: int) -> str:
         """An estimated demand as it stands behind a "~": rounded up to the next 100 units."""

@@ -55,11 +55,10 @@ class Breaker:
 
     def enter(self) -> Permit | None:
         """Ask to call; None: not now. A permit is to be given back by exactly one of the three verbs below."""
-        state = self.state
-        if state is State.CLOSED:
+        if self._opened_at_s is None:
             return Permit(self._number)
         now_s = self._clock()
-        if state is State.OPEN or (self._probed_at_s is not None and now_s - self._probed_at_s < OPEN_S):
+        if self.state is State.OPEN or (self._probed_at_s is not None and now_s - self._probed_at_s < OPEN_S):
             return None
         self._probed_at_s = now_s
         self._number += 1
@@ -73,7 +72,8 @@ class Breaker:
         """The upstream answered; True when that closed the breaker."""
         if permit != self._number:
             return False
-        self._failed_at_s.clear()
+        if self._failed_at_s:
+            self._failed_at_s.clear()
         return self._opened_at_s is not None and self._move(None)
 
     def failed(self, permit: Permit) -> bool:
@@ -106,10 +106,9 @@ class Breakers:
         self._known: dict[str, Breaker] = {}
 
     def of(self, upstream: str) -> Breaker:
-        breaker = self._known.get(upstream)
-        if breaker is None:
-            breaker = self._known[upstream] = Breaker(self._clock)
-        return breaker
+        if upstream not in self._known:
+            self._known[upstream] = Breaker(self._clock)
+        return self._known[upstream]
 
     def states(self, upstreams: Iterable[str]) -> dict[str, State]:
         return {name: self.of(name).state for name in upstreams}

@@ -22,7 +22,7 @@ from gateway.metrics import OTHER
 from gateway.providers.adapter import Scanner
 from gateway.proxy import answers, headers, relay
 from gateway.proxy.admit import Bound, counted
-from gateway.proxy.forward import Contact, Forwarded, Outgoing, forward
+from gateway.proxy.forward import Forwarded, Outgoing, forward
 from gateway.proxy.gateway import Gateway
 from gateway.proxy.laps import SETTLE
 from gateway.proxy.parse import Asked
@@ -45,12 +45,11 @@ class Exchange:
         self.adapter = asked.adapter
         self.admission = admission
         self.bound = bound
-        self.contact = Contact(visit.laps)
+        self.outgoing: Outgoing | None = None
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
         self.end = End.COMPLETE
         self._made: tuple[Outcome, Bill] | None = None
-        self._patience: asyncio.Timeout | None = None  # while nobody has answered yet
         self._drain: asyncio.TimerHandle | None = None
         self._was_cut = False
         self._stopping = False
@@ -60,15 +59,22 @@ class Exchange:
         self.gateway.open.add(self)
         self.visit.when_left(self._left)
         try:
-            self.forwarded = await self._forward()
-            if self.forwarded.error_body is not None:
-                self._pass_error_on(self.forwarded, self.forwarded.error_body)
-            elif self.forwarded.reply.headers.get("Content-Type", "").startswith("text/event-stream"):
-                await self._stream(self.forwarded, self._scan(self.forwarded), b"")
+            if self.visit.left or self._was_cut:  # there is nobody to serve
+                raise UpstreamInterrupted
+            self.outgoing = self._outgoing()
+            forwarded = self.forwarded = await forward(self.gateway, self.outgoing)
+            if forwarded.error_body is not None:
+                self._pass_error_on(forwarded, forwarded.error_body)
+            elif _content_type(forwarded).startswith("text/event-stream"):
+                await self._stream(forwarded, self._scan(forwarded), b"")
             else:
-                await self._answer_whole(self.forwarded)
+                await self._answer_whole(forwarded)
         except TollgateError as error:
             self._fail(error)
+        except asyncio.CancelledError:
+            if not self._is_cut_while_asking():
+                raise
+            self._fail(UpstreamInterrupted())
         finally:
             self.visit.when_left(None)
             self.gateway.open.discard(self)
@@ -100,43 +106,39 @@ class Exchange:
         self._was_cut = True
         if self.forwarded is not None:
             self.forwarded.reply.close()
-        elif self._patience is not None:
-            self._patience.reschedule(asyncio.get_running_loop().time())
+        elif self.outgoing is not None and self.visit.call is not None:
+            self.visit.call.cancel()  # ``forward`` is what is being awaited
+
+    def _is_cut_while_asking(self) -> bool:
+        """Whether it was ``_cut`` that cancelled ``forward``, and nobody else; its cancellation is taken back."""
+        call = self.visit.call
+        return self._was_cut and self.forwarded is None and call is not None and not call.uncancel()
 
     # --- forward -------------------------------------------------------------------------------------------------
 
-    async def _forward(self) -> Forwarded:
-        """Raises what ``forward`` raises, and UpstreamInterrupted when the call was cut, or has nobody to serve."""
-        if self.visit.left or self._was_cut:
-            raise UpstreamInterrupted
+    def _outgoing(self) -> Outgoing:
         request = self.visit.request
-        outgoing = Outgoing(
+        return Outgoing(
             self.asked,
             self.admission,
             self.bound,
-            headers.to_upstream(request.headers.items()),
+            headers.to_upstream(request.raw_headers),
             request.rel_url.raw_query_string,
+            self.visit.laps,
         )
-        try:
-            async with asyncio.timeout(None) as self._patience:
-                return await forward(self.gateway, outgoing, self.contact)
-        except TimeoutError as error:
-            raise UpstreamInterrupted from error
-        finally:
-            self._patience = None
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
     def _scan(self, forwarded: Forwarded) -> Scanner:
         """Raises UpstreamUnreachable for an answer that could not be metered."""
-        encoding = forwarded.reply.headers.get("Content-Encoding", "identity")
+        encoding = forwarded.reply.headers.get("content-encoding", "identity")
         if encoding != "identity":
             name = forwarded.upstream.name
             self.gateway.alarms.tell(f"{name} encoding", "upstream %s encodes its answers unasked", name)
             raise UpstreamUnreachable("The provider sent an encoded answer that was not asked for.")
         self.scanner = self.adapter.scanner(
             self.asked.call,
-            content_type=forwarded.reply.headers.get("Content-Type", ""),
+            content_type=_content_type(forwarded),
             input_tokens=self.bound.input_counted,
             family=self.bound.family,
         )
@@ -165,7 +167,7 @@ class Exchange:
             await self._stream(forwarded, scanner, body)
             return
         came_s = time.perf_counter()
-        if "json" in forwarded.reply.headers.get("Content-Type", "") and relay.is_cut(scanner):
+        if "json" in _content_type(forwarded) and relay.is_cut(scanner):
             raise UpstreamInterrupted
         self._made = _, bill = await self._bill()
         told = self._headers(forwarded)
@@ -238,10 +240,13 @@ class Exchange:
     def _outcome(self) -> Outcome:
         """What is known of the usage now. Who walks away from a call that was sent owes at least its input."""
         outcome = self.scanner.outcome() if self.scanner is not None else NotServed()
-        walked_away = self.visit.left and self._was_cut and self.contact.sent and not self.contact.refused
-        if isinstance(outcome, NotServed) and walked_away:
+        if isinstance(outcome, NotServed) and self.visit.left and self._was_cut and self._is_with_provider():
             return AtLeast(Usage(input=self.bound.input_counted), Basis.ESTIMATED)
         return outcome
+
+    def _is_with_provider(self) -> bool:
+        """Whether a provider has the call, and did not refuse it."""
+        return self.outgoing is not None and self.outgoing.sent and not self.outgoing.refused
 
     async def _bill(self) -> tuple[Outcome, Bill]:
         """What is known now, and what it comes to. An input bounded by its bytes is counted after all when the answer
@@ -277,3 +282,7 @@ class Exchange:
         finally:  # whatever went wrong: a hold that nobody ends must not be renewed
             self.gateway.quota.holds.remove(self.admission.hold)
         self.gateway.metrics.overhead.observe(SETTLE, time.perf_counter() - started_s)
+
+
+def _content_type(forwarded: Forwarded) -> str:
+    return forwarded.reply.headers.get("content-type", "")

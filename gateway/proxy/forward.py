@@ -17,7 +17,7 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.config.model import Upstream
 from gateway.errors import TollgateError, UpstreamMisconfigured, UpstreamTimeout, UpstreamUnreachable
@@ -25,7 +25,7 @@ from gateway.providers.upstream_errors import Fault, fault, mask
 from gateway.proxy.admit import Bound
 from gateway.proxy.breaker import OPEN_S, Breaker, Permit
 from gateway.proxy.gateway import Gateway
-from gateway.proxy.headers import credential
+from gateway.proxy.headers import fixed
 from gateway.proxy.laps import CONNECT, Laps
 from gateway.proxy.parse import Asked
 from gateway.proxy.upstream import Reply
@@ -39,19 +39,6 @@ _LEFT_ALONE = "The provider does not answer at present. Nothing was sent to it, 
 Attempt = tuple[Upstream, str]  # and one of its keys
 
 
-@dataclass(slots=True)
-class Contact:
-    """What a provider may know of the call so far: whoever cuts it must know whether it costs."""
-
-    laps: Laps
-    sent: bool = False  # its request began to leave
-    refused: bool = False  # and was answered with an error
-
-    def leaving(self) -> None:
-        self.sent, self.refused = True, False
-        self.laps.lap(CONNECT)
-
-
 @dataclass(frozen=True, slots=True)
 class Forwarded:
     """An upstream that began to answer; or its error, whole and masked."""
@@ -61,15 +48,23 @@ class Forwarded:
     error_body: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Outgoing:
-    """The request as every upstream gets it."""
+    """The request as every upstream gets it, and what a provider may know of it so far: whoever cuts it must know
+    whether it costs."""
 
     asked: Asked
     admission: Admission
     bound: Bound
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
     query: str
+    laps: Laps
+    sent: bool = False  # it began to leave
+    refused: bool = False  # and was answered with an error
+
+    def leaving(self) -> None:
+        self.sent, self.refused = True, False
+        self.laps.lap(CONNECT)
 
     def url(self, upstream: Upstream) -> str:
         return upstream.url + self.asked.adapter.upstream_path + (f"?{self.query}" if self.query else "")
@@ -89,12 +84,15 @@ def attempts(upstreams: Iterable[Upstream]) -> deque[Attempt]:
     """Every upstream with each of its keys, in the config's order; the keys of one are drawn by lot."""
     waiting: deque[Attempt] = deque()
     for upstream in upstreams:
-        keys = upstream.keys if len(upstream.keys) == 1 else random.sample(upstream.keys, len(upstream.keys))
-        waiting.extend([(upstream, key) for key in keys])
+        keys: Sequence[str] = upstream.keys
+        if len(keys) > 1:
+            keys = random.sample(keys, len(keys))
+        for key in keys:
+            waiting.append((upstream, key))
     return waiting
 
 
-async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> Forwarded:
+async def forward(gateway: Gateway, outgoing: Outgoing) -> Forwarded:
     """The first upstream that answers, or the last one's error. Raises UpstreamUnreachable, UpstreamTimeout,
     UpstreamMisconfigured."""
     gateway.retries.earn()
@@ -102,7 +100,7 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
     last: Forwarded | TollgateError | None = None
     while waiting:
         upstream, key = waiting.popleft()
-        contact.sent = False
+        outgoing.sent = False
         breaker = gateway.breakers.of(upstream.name)
         permit = breaker.enter()
         if permit is None:
@@ -110,16 +108,24 @@ async def forward(gateway: Gateway, outgoing: Outgoing, contact: Contact) -> For
             waiting = _others(waiting, upstream)
             continue
         try:
-            last = await _watched(breaker, permit, upstream, _attempt(gateway, outgoing, upstream, key, contact))
+            last = await _attempt(gateway, outgoing, upstream, key)
         except UpstreamUnreachable as error:
+            _failed(breaker, permit, upstream)
             last = error
             waiting = _others(waiting, upstream)
+        except BaseException:  # the client left, or a bug of ours: neither says anything of the upstream
+            breaker.gave_up(permit)
+            raise
         else:
-            found = _judge(gateway, last)
-            if isinstance(found, Forwarded):
-                return found
-            last = found.error or last
-            if not found.retryable:
+            if last.reply.status >= 500:
+                _failed(breaker, permit, upstream)
+            elif breaker.succeeded(permit):
+                log.warning("upstream %s answers again", upstream.name)
+            if last.error_body is None:
+                return last
+            refused = _judge(gateway, upstream.name, last.reply.status, last.error_body)
+            last = refused.error or last
+            if not refused.retryable:
                 break
         if waiting and not gateway.retries.spend():
             break
@@ -133,64 +139,48 @@ def _others(waiting: Iterable[Attempt], upstream: Upstream) -> deque[Attempt]:
     return deque(other for other in waiting if other[0].name != upstream.name)
 
 
-async def _watched(breaker: Breaker, permit: Permit, upstream: Upstream, attempt: Awaitable[Forwarded]) -> Forwarded:
-    """An attempt, and what the upstream's breaker makes of it. Raises what the attempt raises."""
-    try:
-        forwarded = await attempt
-    except UpstreamUnreachable:
-        _failed(breaker, permit, upstream)
-        raise
-    except BaseException:  # the client left, or a bug of ours: neither says anything of the upstream
-        breaker.gave_up(permit)
-        raise
-    if forwarded.reply.status >= 500:
-        _failed(breaker, permit, upstream)
-    elif breaker.succeeded(permit):
-        log.warning("upstream %s answers again", upstream.name)
-    return forwarded
-
-
 def _failed(breaker: Breaker, permit: Permit, upstream: Upstream) -> None:
     if breaker.failed(permit):
         log.warning("upstream %s fails again and again and is left alone for %d s", upstream.name, OPEN_S)
 
 
-async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key: str, contact: Contact) -> Forwarded:
+async def _attempt(gateway: Gateway, outgoing: Outgoing, upstream: Upstream, key: str) -> Forwarded:
     """One request to one upstream. Raises UpstreamUnreachable, UpstreamTimeout."""
     settings, metrics = outgoing.asked.config.settings, gateway.metrics
     try:
         reply = await gateway.leg.send(
             outgoing.url(upstream),
-            {**outgoing.headers, **credential(upstream.dialect, key)},
+            outgoing.headers,
             outgoing.body(upstream),
+            fixed=fixed(upstream.dialect, key),
             first_byte_s=settings.first_byte_s,
             idle_s=settings.idle_s,
-            leaving=contact.leaving,
+            leaving=outgoing.leaving,
         )
     except UpstreamUnreachable as error:
         metrics.upstream_requests.add((upstream.name, error.code), 1)
-        _ended(contact, upstream)
+        _ended(outgoing, upstream)
         cause = type(error.__cause__ or error).__name__
         gateway.alarms.tell(f"{upstream.name} {cause}", "upstream %s does not answer: %s", upstream.name, cause)
         raise
     metrics.upstream_requests.add((upstream.name, str(reply.status)), 1)
     if reply.status < 300:
         return Forwarded(upstream, reply)
-    contact.refused = True
+    outgoing.refused = True
     try:
         body = await _error_body(reply, settings.first_byte_s)
     finally:
         reply.close()
-        _ended(contact, upstream)
+        _ended(outgoing, upstream)
     return Forwarded(upstream, reply, mask(body, upstream.keys))
 
 
-def _ended(contact: Contact, upstream: Upstream) -> None:
+def _ended(outgoing: Outgoing, upstream: Upstream) -> None:
     """An attempt that gave no answer to relay: its time was the provider's, if it had anything to do."""
-    if contact.sent:
-        contact.laps.provider(upstream.name)
+    if outgoing.sent:
+        outgoing.laps.provider(upstream.name)
     else:
-        contact.laps.restart()
+        outgoing.laps.restart()
 
 
 async def _error_body(reply: Reply, whole_s: float) -> bytes:
@@ -214,13 +204,10 @@ class _Refused:
     retryable: bool
 
 
-def _judge(gateway: Gateway, forwarded: Forwarded) -> Forwarded | _Refused:
-    """An answer goes to the client; an error is the client's, ours, or perhaps not another upstream's."""
-    if forwarded.error_body is None:
-        return forwarded
-    name, status = forwarded.upstream.name, forwarded.reply.status
+def _judge(gateway: Gateway, name: str, status: int, body: bytes) -> _Refused:
+    """An upstream's error is the client's, ours, or perhaps not another upstream's."""
     redirected = status < 400
-    found = Fault(True, True, True) if redirected else fault(status, forwarded.error_body)
+    found = Fault(True, True, True) if redirected else fault(status, body)
     if found.needs_alert:
         gateway.alarms.tell(
             f"{name} {status}",

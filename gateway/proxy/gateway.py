@@ -42,7 +42,8 @@ class RetryBudget:
     left: float = RETRY_BUDGET_MAX
 
     def earn(self) -> None:
-        self.left = min(RETRY_BUDGET_MAX, self.left + RETRY_BUDGET_PER_REQUEST)
+        if self.left < RETRY_BUDGET_MAX:
+            self.left = min(RETRY_BUDGET_MAX, self.left + RETRY_BUDGET_PER_REQUEST)
 
     def spend(self) -> bool:
         if self.left < 1:

@@ -54,7 +54,7 @@ def begin(gateway: Gateway, adapter: Adapter, request: web.BaseRequest, give: Gi
 
     A streamed answer is given when it has been written, but for its last chunk."""
     visit = Visit(request, Laps(gateway.metrics), give)
-    gateway.tasks.spawn(handle(gateway, adapter, visit))
+    visit.call = gateway.tasks.spawn(handle(gateway, adapter, visit))
     return visit
 
 

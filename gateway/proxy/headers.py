@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 # Client → upstream. Credentials, cookies, forwarding and hop-by-hop headers are never among them.
-_REQUEST_ALLOWED = frozenset({"content-type", "accept", "openai-beta"})
-_REQUEST_ALLOWED_PREFIXES = ("anthropic-",)
-_REQUEST_DENIED = frozenset({"anthropic-organization", "anthropic-organization-id", "anthropic-workspace-id"})
+_REQUEST_ALLOWED = frozenset({b"content-type", b"accept", b"openai-beta"})
+_REQUEST_ALLOWED_PREFIX = b"anthropic-"
+_REQUEST_DENIED = frozenset({b"anthropic-organization", b"anthropic-organization-id", b"anthropic-workspace-id"})
 
 # Upstream → client. The provider's rate limits and organization are the gateway's own affair.
 _RESPONSE_ALLOWED = frozenset(
@@ -25,37 +26,57 @@ _RESPONSE_ALLOWED = frozenset(
 )
 
 
-def to_upstream(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+_CONNECTION = b"connection"
+_REMEMBERED_BYTES_MAX = 64  # of one name
+
+
+def _passed(raw: bytes) -> bytes | None:
+    """The name of a header that the upstream may see, in lower case; ``Connection`` is told, too. None: any other."""
+    name = raw.lower()
+    if name in _REQUEST_ALLOWED or name == _CONNECTION:
+        return name
+    return name if name.startswith(_REQUEST_ALLOWED_PREFIX) and name not in _REQUEST_DENIED else None
+
+
+_remembered = lru_cache(1_024)(_passed)
+
+
+def to_upstream(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """The client's headers that the upstream may see, names in lower case; a repeated one becomes a list.
 
     What ``Connection`` names is of the client's connection to us, and stays here.
     Source: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
     """
-    passed: dict[str, str] = {}
-    connection = ""
-    for name, value in headers:
-        lower = name.lower()
-        if lower in _REQUEST_ALLOWED or (lower.startswith(_REQUEST_ALLOWED_PREFIXES) and lower not in _REQUEST_DENIED):
-            passed[lower] = value if lower not in passed else f"{passed[lower]}, {value}"
-        elif lower == "connection":
-            connection += f",{value}"
-    if connection:
-        for name in connection.lower().split(","):
-            passed.pop(name.strip(), None)
-    passed["accept-encoding"] = "identity"  # a compressed answer could not be metered as it passes
-    passed["user-agent"] = "tollgate"
+    passed: dict[bytes, bytes] = {}
+    for raw, value in headers:
+        name = _passed(raw) if raw[_REMEMBERED_BYTES_MAX:] else _remembered(raw)
+        if name is not None:
+            passed[name] = b"%b, %b" % (passed[name], value) if name in passed else value
+    if _CONNECTION in passed:
+        for named in passed.pop(_CONNECTION).lower().split(b","):
+            passed.pop(named.strip(), None)
     return passed
 
 
 def to_client(headers: Mapping[str, str]) -> dict[str, str]:
-    """The upstream's headers that the client may see."""
-    return {name: value for name, value in headers.items() if name.lower() in _RESPONSE_ALLOWED}
+    """The upstream's headers, named in lower case, that the client may see."""
+    told: dict[str, str] = {}
+    for name in headers:
+        if name in _RESPONSE_ALLOWED:
+            told[name] = headers[name]
+    return told
 
 
-def credential(dialect: str, key: str) -> dict[str, str]:
-    """How each dialect wants the provider's key.
+@lru_cache(1_024)
+def fixed(dialect: str, key: str) -> tuple[tuple[bytes, bytes], ...]:
+    """What every request to an upstream brings: the provider's key as its dialect wants it, and what we are.
 
     Source: https://docs.anthropic.com/en/api/overview#authentication,
     https://platform.openai.com/docs/api-reference/authentication
     """
-    return {"x-api-key": key} if dialect == "anthropic" else {"authorization": f"Bearer {key}"}
+    secret = key.encode("utf-8", "surrogateescape")
+    return (
+        (b"x-api-key", secret) if dialect == "anthropic" else (b"authorization", b"Bearer " + secret),
+        (b"accept-encoding", b"identity"),  # a compressed answer could not be metered as it passes
+        (b"user-agent", b"tollgate"),
+    )

@@ -19,7 +19,7 @@ class Reply(Protocol):
     """An upstream's answer after its headers."""
 
     status: int
-    headers: Mapping[str, str]
+    headers: Mapping[str, str]  # named in lower case
 
     async def read(self) -> bytes:
         """The next piece; b"" at an orderly end. Raises UpstreamInterrupted, UpstreamTimeout."""
@@ -34,14 +34,17 @@ class Leg(Protocol):
     async def send(
         self,
         url: str,
-        headers: Mapping[str, str],
+        headers: Mapping[bytes, bytes],
         body: bytes,
         *,
+        fixed: tuple[tuple[bytes, bytes], ...],
         first_byte_s: float,
         idle_s: float,
         leaving: Callable[[], None],
     ) -> Reply:
-        """``leaving`` is called when the request begins to leave: from then on the provider may have seen it.
+        """``fixed`` are the headers that every request to this address brings.
+
+        ``leaving`` is called when the request begins to leave: from then on the provider may have seen it.
 
         Raises UpstreamUnreachable, UpstreamTimeout."""
 

@@ -37,13 +37,14 @@ class Whole:
 class Visit:
     """The client's side of one call."""
 
-    __slots__ = ("_give", "_on_leave", "is_answered", "laps", "left", "request")
+    __slots__ = ("_give", "_on_leave", "call", "is_answered", "laps", "left", "request")
 
     def __init__(
         self, request: web.BaseRequest, laps: Laps, give: Callable[[Whole | web.StreamResponse], None]
     ) -> None:
         self.request = request
         self.laps = laps
+        self.call: asyncio.Task[None] | None = None  # the call itself, once it has begun
         self.left = False
         self.is_answered = False
         self._give = give

@@ -23,8 +23,9 @@ async def ask(
     leaving: Callable[[], None] = lambda: None,
 ) -> Answer:
     """An answer's beginning."""
-    headers = {"x-api-key": "sk-test", "content-type": "application/json"}
-    return await leg.send(url, headers, body, first_byte_s=first_byte_s, idle_s=idle_s, leaving=leaving)
+    headers = {b"content-type": b"application/json"}
+    fixed = ((b"x-api-key", b"sk-test"),)
+    return await leg.send(url, headers, body, fixed=fixed, first_byte_s=first_byte_s, idle_s=idle_s, leaving=leaving)
 
 
 async def rest(answer: Answer) -> bytes:

@@ -95,7 +95,8 @@ class Answer:
     def end(self) -> None:
         """It is whole."""
         self.source = None
-        self.wake()
+        if self.waiter is not None:
+            self.wake()
 
     def break_off(self, cause: Exception | None) -> None:
         """Nothing more comes, and it is not whole."""

@@ -20,7 +20,7 @@ from gateway.errors import UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.leg.answer import Answer
 from gateway.proxy.leg.connection import BUFFER_BYTES, Connection, Untouched
 from gateway.proxy.leg.pool import Pool
-from gateway.proxy.leg.request import Origin, spell
+from gateway.proxy.leg.request import Fixed, Origin, spell
 
 RETRY_AFTER_S = 2
 
@@ -48,29 +48,38 @@ class HttpLeg:
     async def send(
         self,
         url: str,
-        headers: Mapping[str, str],
+        headers: Mapping[bytes, bytes],
         body: bytes,
         *,
+        fixed: Fixed,
         first_byte_s: float,
         idle_s: float,
         leaving: Callable[[], None],
     ) -> Answer:
-        """POST. Raises UpstreamUnreachable, UpstreamTimeout."""
+        """POST ``body`` under the ``fixed`` headers and these. Raises UpstreamUnreachable, UpstreamTimeout."""
         due_s = self._loop.time() + first_byte_s
         try:
-            origin, head = spell(url, headers, len(body))
+            origin, head = spell(url, fixed, headers, len(body))
         except ValueError as error:
             raise UpstreamUnreachable(retry_after_s=RETRY_AFTER_S) from error
         pool = self.pool(origin)
         connection = pool.take()
-        if connection is not None:
-            begun = await _begun(connection, connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving))
-            if not isinstance(begun, Untouched):
-                return _answer(begun)
-        connection = await self._open(pool, due_s)
-        return _answer(
-            await _begun(connection, connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving))
-        )
+        is_kept = connection is not None
+        while True:
+            if connection is None:
+                connection = await self._open(pool, due_s)
+            asked = connection.ask(head, body, due_s=due_s, idle_s=idle_s, leaving=leaving)
+            try:
+                begun = await asked
+            except asyncio.CancelledError:
+                _end(connection, asked)
+                raise
+            if isinstance(begun, Answer):
+                return begun
+            if not (is_kept and isinstance(begun, Untouched)):
+                kind = UpstreamTimeout if isinstance(begun, TimeoutError) else UpstreamUnreachable
+                raise kind(retry_after_s=RETRY_AFTER_S) from begun
+            connection, is_kept = None, False
 
     def pool(self, origin: Origin) -> Pool:
         """The connections to ``origin``. Raises UpstreamUnreachable when the leg is closed."""
@@ -96,21 +105,9 @@ class HttpLeg:
         await asyncio.sleep(0)  # transports tell of their end in the loop's next turn
 
 
-async def _begun(connection: Connection, asked: asyncio.Future[Answer | Exception]) -> Answer | Exception:
-    """Wait for the answer; cancelled, end the call wherever it is."""
-    try:
-        return await asked
-    except asyncio.CancelledError:
-        if asked.cancelled():
-            connection.abandon()
-        elif isinstance(answer := asked.result(), Answer):
-            answer.close()  # the connection may be carrying another call by now
-        raise
-
-
-def _answer(begun: Answer | Exception) -> Answer:
-    """Raises UpstreamUnreachable, UpstreamTimeout."""
-    if isinstance(begun, Answer):
-        return begun
-    kind = UpstreamTimeout if isinstance(begun, TimeoutError) else UpstreamUnreachable
-    raise kind(retry_after_s=RETRY_AFTER_S) from begun
+def _end(connection: Connection, asked: asyncio.Future[Answer | Exception]) -> None:
+    """Whoever asked was cancelled: end the call wherever it is."""
+    if asked.cancelled():
+        connection.abandon()
+    elif isinstance(answer := asked.result(), Answer):
+        answer.close()  # the connection may be carrying another call by now

@@ -25,7 +25,7 @@ from typing import Protocol, cast
 import httptools
 
 from gateway.proxy.leg.answer import Answer
-from gateway.proxy.leg.headers import Headers
+from gateway.proxy.leg.headers import headers_of
 
 HEAD_BYTES_MAX = 65_536
 HEADERS_MAX = 200
@@ -100,16 +100,17 @@ class Connection(asyncio.BufferedProtocol):
         the loop's time is ``due_s``, or what broke. ``idle_s`` bounds each later wait."""
         begun = self._begun = self._loop.create_future()
         transport = self._transport
-        if transport is None or not self.is_free:
+        if self._stage != _FREE or transport is None or transport.is_closing():
             begun.set_result(Untouched("closed before the request"))
             self._drop(ConnectionResetError())
             return begun
         self._stage = _ASKED
-        self._asked_bytes = len(head) + len(body)
+        body_bytes = len(body)
+        self._asked_bytes = len(head) + body_bytes
         self._idle_s = idle_s
         self._stray_bytes = 0
         self._is_clean = True
-        if len(body) <= _JOINED_BYTES_MAX:
+        if body_bytes <= _JOINED_BYTES_MAX:
             transport.write(head + body)
         else:
             transport.writelines((head, body))
@@ -240,7 +241,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         pairs, self._pairs = self._pairs, []
         status = self._parser.get_status_code()
-        headers = Headers(pairs)
+        headers = headers_of(pairs)
         self._wrong = self._wrong or self._judge(status, headers, pairs)
         if self._wrong is not None:
             return
@@ -256,7 +257,7 @@ class Connection(asyncio.BufferedProtocol):
         self._begun.set_result(self._answer)
         self._begun = None
 
-    def _judge(self, status: int, headers: Headers, pairs: list[tuple[bytes, bytes]]) -> BadAnswer | None:
+    def _judge(self, status: int, headers: dict[str, str], pairs: list[tuple[bytes, bytes]]) -> BadAnswer | None:
         """What llhttp lets pass and we don't."""
         assert self._parser is not None
         if not 100 <= status <= 599 or status == 101:
@@ -268,10 +269,10 @@ class Connection(asyncio.BufferedProtocol):
         # One read holds no more; a head of several reads is summed.
         if self._stray_bytes > HEAD_BYTES_MAX and sum(len(name) + len(value) for name, value in pairs) > HEAD_BYTES_MAX:
             return BadAnswer("too large a head")
-        coding = headers.get("transfer-encoding")
-        if coding is not None and coding.lower() != "chunked":
+        is_coded = "transfer-encoding" in headers
+        if is_coded and headers["transfer-encoding"].lower() != "chunked":
             return BadAnswer("no such transfer coding")
-        if status < 200 and (coding is not None or "content-length" in headers):
+        if status < 200 and (is_coded or "content-length" in headers):
             return BadAnswer("an interim answer with a body")
         if self._begun is None or self._begun.done():
             return BadAnswer("nobody waits any more")

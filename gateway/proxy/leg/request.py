@@ -18,15 +18,16 @@ from urllib.parse import quote, urlsplit
 from limits.values import dataclass
 
 # Source: https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TARGET = re.compile(r'[!"$-~]*')  # what a request target may consist of: visible ASCII but "#"
 _TARGET_SAFE = "".join(map(chr, range(0x21, 0x7F))).replace("#", "")
-_FRAMING = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer", "expect"}
-)
+_FRAMING = frozenset(b"host content-length transfer-encoding connection keep-alive upgrade te trailer expect".split())
 _REMEMBERED_MAX = 256
+_REMEMBERED_BYTES_MAX = 256  # of a header's value
 _PORTS = {"http": 80, "https": 443}
+
+Fixed = tuple[tuple[bytes, bytes], ...]  # headers that every request to an address brings
 
 
 class Origin(NamedTuple):
@@ -42,12 +43,12 @@ class Route:
     """An address without its query, and what every request to it begins with."""
 
     origin: Origin
-    opening: str
-    closing: str  # of the request line, and the host
+    opening: bytes
+    closing: bytes  # of the request line, the host and the fixed headers
 
 
 @lru_cache(_REMEMBERED_MAX)
-def route(url: str) -> Route:
+def route(url: str, fixed: Fixed) -> Route:
     """``url`` has no query. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc or parts.fragment:
@@ -59,36 +60,39 @@ def route(url: str) -> Route:
         named = f"{named}:{port}"
     if _TARGET.fullmatch(named) is None:
         raise ValueError("not the name of a host")
-    path = _target(parts.path or "/")
-    return Route(Origin(parts.scheme == "https", host, port), f"POST {path}", f" HTTP/1.1\r\nhost: {named}\r\n")
+    lines = b"".join([_line(name, value) for name, value in fixed])
+    opening = b"POST " + _target(parts.path or "/")
+    return Route(
+        Origin(parts.scheme == "https", host, port), opening, f" HTTP/1.1\r\nhost: {named}\r\n".encode() + lines
+    )
 
 
-def _target(text: str) -> str:
-    if _TARGET.fullmatch(text) is not None:
-        return text
-    return quote(text, safe=_TARGET_SAFE, errors="surrogateescape")
+def _target(text: str) -> bytes:
+    if _TARGET.fullmatch(text) is None:
+        text = quote(text, safe=_TARGET_SAFE, errors="surrogateescape")
+    return text.encode("ascii")
 
 
-@lru_cache(_REMEMBERED_MAX)
-def _named(name: str) -> str:
-    """A line's beginning. Raises ValueError."""
+def _line(name: bytes, value: bytes) -> bytes:
+    """Raises ValueError."""
     if _TOKEN.fullmatch(name) is None or name.lower() in _FRAMING:
         raise ValueError("not a header that a request may bring")
-    return f"{name}: "
+    if _CONTROL.search(value) is not None:
+        raise ValueError("a control character in a header")
+    return b"%b: %b\r\n" % (name, value)
 
 
-def spell(url: str, headers: Mapping[str, str], body_bytes: int) -> tuple[Origin, bytes]:
+_remembered = lru_cache(_REMEMBERED_MAX)(_line)  # clients say the same over and over
+
+
+def spell(url: str, fixed: Fixed, headers: Mapping[bytes, bytes], body_bytes: int) -> tuple[Origin, bytes]:
     """(whom to ask, the request's head). ``headers`` are named in lower case. Raises ValueError."""
     address, mark, query = url.partition("?")
-    to = route(address)
-    lines = [to.opening, f"?{_target(query)}", to.closing] if mark else [to.opening, to.closing]
+    to = route(address, fixed)
+    lines = [to.opening, b"?", _target(query), to.closing] if mark else [to.opening, to.closing]
     for name, value in headers.items():
-        lines += (_named(name), value, "\r\n")
-    values = "".join(headers.values())
-    # The first question is quick, and nearly every request passes it.
-    if not values.isprintable() and _CONTROL.search(values) is not None:
-        raise ValueError("a control character in a header")
-    if "content-type" not in headers:
-        lines.append("content-type: application/json\r\n")
-    lines.append(f"content-length: {body_bytes}\r\n\r\n")
-    return to.origin, "".join(lines).encode("utf-8", "surrogateescape")  # whatever bytes the client sent
+        lines.append(_line(name, value) if value[_REMEMBERED_BYTES_MAX:] else _remembered(name, value))
+    if b"content-type" not in headers:
+        lines.append(b"content-type: application/json\r\n")
+    lines.append(b"content-length: %d\r\n\r\n" % body_bytes)
+    return to.origin, b"".join(lines)  # whatever bytes the client sent

@@ -185,7 +185,7 @@ async def test_a_body_with_neither_length_nor_chunks_ends_with_its_stream() -> N
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
-async def test_headers_are_found_in_any_case_and_repeated_ones_are_lists() -> None:
+async def test_headers_are_named_in_lower_case_and_repeated_ones_are_lists() -> None:
     wire = Wire()
     begun = wire.ask()
     wire.come(
@@ -194,13 +194,14 @@ async def test_headers_are_found_in_any_case_and_repeated_ones_are_lists() -> No
     )
     answer = begun.result()
     assert isinstance(answer, Answer)
-    headers = answer.headers
-    assert headers["x-request-id"] == headers.get("X-REQUEST-ID") == "r1"
-    assert headers.get("Empty") == "" and headers.get("absent") is None and headers.get("absent", "x") == "x"
-    assert headers["Link"] == "a, b"
-    assert headers["latin"].encode("utf-8", "surrogateescape") == b"caf\xe9" and headers["utf"] == "café"
-    assert list(headers) == ["x-request-id", "empty", "link", "latin", "utf", "content-length"]
-    assert len(headers) == len(headers.items()) == 6 and "LINK" in headers
+    assert answer.headers == {
+        "x-request-id": "r1",
+        "empty": "",
+        "link": "a, b",
+        "latin": b"caf\xe9".decode("utf-8", "surrogateescape"),
+        "utf": "café",
+        "content-length": "0",
+    }
 
 
 @pytest.mark.parametrize("read_bytes", [100, 4_096, BUFFER_BYTES])

@@ -35,9 +35,12 @@ async def ask(
     idle_s: float = 10.0,
 ) -> Answer:
     body = b'{"model":"gpt-5","stream":%b,"messages":[{"role":"user","content":"Hi"}]}' % str(stream).lower().encode()
-    headers = {"authorization": "Bearer sk-test", "x-simulate": f"tag=t events={EVENTS} {steering}"}
+    headers = {b"x-simulate": f"tag=t events={EVENTS} {steering}".encode()}
+    fixed = ((b"authorization", b"Bearer sk-test"),)
     url = f"{models.url}/v1/chat/completions"
-    return await leg.send(url, headers, body, first_byte_s=first_byte_s, idle_s=idle_s, leaving=lambda: None)
+    return await leg.send(
+        url, headers, body, fixed=fixed, first_byte_s=first_byte_s, idle_s=idle_s, leaving=lambda: None
+    )
 
 
 async def served(models: LocalModels) -> tuple[int, str]:
