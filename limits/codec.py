@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from itertools import count
 from typing import Final
 
 from limits import keys
@@ -45,6 +44,7 @@ TIME_MAX: Final = 2**48
 FIELDS_MAX: Final = 240  # so that a place in a list of fields is one byte, whatever a charge adds
 BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every field up to the largest
 
+_BYTES = [bytes((number,)) for number in range(256)]
 _TAKE = struct.Struct("<IQB")
 _LINE = struct.Struct("<Iq")
 _HOLD = struct.Struct("<HBQIQBB")
@@ -52,6 +52,21 @@ _SEQ = struct.Struct("<QH")
 _CONFIRM = struct.Struct("<16sBI")
 _PERIOD = struct.Struct("<IIHq")
 _GRANT = struct.Struct("<IQqQQi")
+
+
+class Fields(dict[bytes, bytes]):
+    """The fields that a script reads, each with its place, a byte from 1 on: those given (a copy of others', or ``of``
+    names), then whatever else its coded lines live in."""
+
+    @classmethod
+    def of(cls, *names: bytes) -> Fields:
+        return cls(zip(names, _BYTES[1:], strict=False))
+
+    def __missing__(self, name: bytes) -> bytes:
+        if len(self) == 255:
+            raise ValueError("coded lines live in at most 255 fields")
+        place = self[name] = _BYTES[len(self) + 1]
+        return place
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +79,10 @@ class Layout:
     slots: bytes
     limits: bytes
     fields: tuple[bytes, ...]
+    settled: Fields  # with the places that they have when a hold of this demand is settled
     windows: tuple[int, ...]
     concurrency: tuple[int, ...]
     lengths_ms: tuple[int, ...]  # of ``windows``
-
-
-class Fields(dict[bytes, int]):
-    """The places of the fields that a script reads, from 1: those given, then whatever else its coded lines live in."""
-
-    def __init__(self, *names: bytes) -> None:
-        super().__init__(zip(names, count(1)))
-
-    def __missing__(self, name: bytes) -> int:
-        place = self[name] = len(self) + 1
-        if place > 255:
-            raise ValueError("coded lines live in at most 255 fields")
-        return place
 
 
 class _Values:
@@ -169,6 +172,7 @@ def laid_out(demand: Demand, blanks: int = 0) -> Layout:
         slots=values.packed() + slots,
         limits=struct.pack(f"<{len(limits)}Q", *limits) + bytes(narrowness),
         fields=tuple(fields),
+        settled=Fields.of(keys.META, keys.HOLD, keys.MARK, *fields),
         windows=windows,
         concurrency=tuple(index for _, counted in scopes.values() for index in counted),
         lengths_ms=tuple(demand.windows[index].length_ms for index in windows),
@@ -226,33 +230,35 @@ def encode_lines(
     lines: Sequence[OfGrant], budgets: Sequence[OfBudget], fields: Fields, *, signed: bool = False
 ) -> tuple[bytes, bytes]:
     """What a charge or a delta puts on grants and budgets: as a vector, to be kept, and as coded lines, to be counted,
-    with the places of their fields instead of names. Raises ValueError for an amount out of range."""
+    with the places of their fields instead of names. Raises ValueError for an amount out of range, or too many."""
+    if len(lines) > 255 or len(budgets) > 255:
+        raise ValueError("a charge has at most 255 lines, and as many budgets")
     lowest = -AMOUNT_MAX if signed else 0
-    wallets: dict[str, list[int]] = {}
-    coded: list[int] = [len(lines)]
+    wallets: dict[str, list[bytes]] = {}
+    coded, periods = [_BYTES[len(lines)]], [_BYTES[len(budgets)]]
     for line in lines:
-        wallet, number, amount = line.wallet, line.number, line.amount
+        wallet, amount = line.wallet, line.amount
         if not lowest <= amount <= AMOUNT_MAX:
             raise ValueError(f"an amount is within {lowest} and 2^53-1, not {amount}")
-        if wallet not in wallets:
-            wallets[wallet] = []
-        wallets[wallet] += (number, amount)
-        coded += (fields[keys.wallet_field(wallet)], number, amount)
-    periods = [len(budgets)]
-    coded.append(len(budgets))
+        packed = _LINE.pack(line.number, amount)
+        if wallet in wallets:
+            wallets[wallet].append(packed)
+        else:
+            wallets[wallet] = [packed]
+        coded += (fields[keys.wallet_field(wallet)], packed)
+    coded += periods
     for budget in budgets:
         number, starts_ms, amount = budget.number, budget.starts_at_ms, budget.amount
         if not lowest <= amount <= AMOUNT_MAX:
             raise ValueError(f"an amount is within {lowest} and 2^53-1, not {amount}")
-        period = (number, starts_ms % _U32, starts_ms >> 32, amount)
-        periods += period
-        coded += (fields[keys.bucket_field(number)], *period)
-    parts = [bytes((len(wallets),))]
-    for wallet, numbers in wallets.items():
-        name, grants = keys.wallet_field(wallet)[1:], len(numbers) // 2
-        parts.append(struct.pack(f"<B{len(name)}sB" + grants * "Iq", len(name), name, grants, *numbers))
-    parts.append(struct.pack("<B" + len(budgets) * "IIHq", *periods))
-    return b"".join(parts), struct.pack("<B" + len(lines) * "BIq" + "B" + len(budgets) * "BIIHq", *coded)
+        packed = _PERIOD.pack(number, starts_ms % _U32, starts_ms >> 32, amount)
+        periods.append(packed)
+        coded += (fields[keys.bucket_field(number)], packed)
+    parts = [_BYTES[len(wallets)]]
+    for wallet, grants in wallets.items():
+        name = keys.wallet_field(wallet)[1:]
+        parts += (_BYTES[len(name)], name, _BYTES[len(grants)], *grants)
+    return b"".join((*parts, *periods)), b"".join(coded)
 
 
 def encode_charge(charge: Charge, vector: bytes) -> tuple[bytes, int]:

@@ -133,10 +133,12 @@ class Engine:
                 raise ValueError(f"{len(packed.windows)} windows, but {len(window_actuals)} actuals")
             used = [-1 if window_actuals[index] is None else window_actuals[index] for index in packed.windows]
             actuals = struct.pack(f"<{len(used)}q", *used)
-        fields = codec.Fields(keys.META, names.field, names.mark, *packed.fields)
+        fields = codec.Fields(packed.settled)
         vector, lines = codec.encode_lines(charge.lines, charge.budgets, fields)
         encoded, at = codec.encode_charge(charge, vector)
-        reply = await self._run("settle", hold.account, names.id, encoded, at, actuals, lines, *fields)
+        _, _, _, *others = fields
+        args: tuple[Argument, ...] = (names.id, encoded, at, actuals, lines, keys.META, names.field, names.mark)
+        reply = await self._run("settle", hold.account, *args, *others)
         return replies.decode_settled(reply)
 
     async def release(self, hold: Hold) -> None:
@@ -198,7 +200,7 @@ class Engine:
         accounts, holds = {item.account for item in confirms}, {item.hold_id for item in confirms}
         if len(accounts) != 1 or len(holds) != len(confirms) or len(confirms) > CONFIRMS_PER_CALL:
             raise ValueError(f"1 to {CONFIRMS_PER_CALL} charges of one account, no hold twice")
-        fields = codec.Fields(keys.META)
+        fields = codec.Fields.of(keys.META)
         packed = b"".join([codec.encode_confirm(item, fields) for item in sorted(confirms, key=_first_seq)])
         await self._run("confirm", confirms[0].account, packed, *fields)
 

@@ -36,7 +36,9 @@ class Form:
         codec.check_amounts(amounts)
         same = self._layout
         slots = self._amounts.pack(self._blocks, *amounts) + self._rest
-        packed = codec.Layout(slots, same.limits, same.fields, same.windows, same.concurrency, same.lengths_ms)
+        packed = codec.Layout(
+            slots, same.limits, same.fields, same.settled, same.windows, same.concurrency, same.lengths_ms
+        )
         return Filled(self.demand, amounts, packed)
 
 

@@ -20,6 +20,7 @@ from limits.model import Scope, ScopeKind
 
 META: Final = b"m"
 HOLD: Final = b"h"
+MARK: Final = b"p"
 BUDGETS_PER_BUCKET: Final = 8
 _KIND_LETTERS: Final = {ScopeKind.TEAM: b"t", ScopeKind.USER: b"u", ScopeKind.KEY: b"k"}
 NARROWNESS: Final = {ScopeKind.ACCOUNT: 0, ScopeKind.TEAM: 1, ScopeKind.USER: 2, ScopeKind.KEY: 3}
@@ -76,7 +77,7 @@ class HoldNames(NamedTuple):
 def hold_names(hold_id: str) -> HoldNames:
     """Raises ValueError for what is not the text of a UUID."""
     packed = hold_bytes(hold_id)
-    return HoldNames(packed, HOLD + packed, b"p" + packed)
+    return HoldNames(packed, HOLD + packed, MARK + packed)
 
 
 @lru_cache(maxsize=1024)

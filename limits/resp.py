@@ -39,12 +39,12 @@ class Script:
 
     name: str
     source: bytes
-    sha: str
+    sha: bytes
 
     @classmethod
     def of(cls, name: str, source: bytes) -> Script:
         """The script with its SHA1, which is the server's name for it and no secret."""
-        return cls(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest())
+        return cls(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
 def pack(*args: Argument) -> bytes:

@@ -233,11 +233,11 @@ def _row(read: _Reader) -> ChargeRow:
 
 def _pack_numbers(numbers: Sequence[int]) -> tuple[int, bytes]:
     """Flags, and the numbers that are not 0. What no provider can mean is spelled out: it must not stop a bill."""
-    given = [number for number in numbers if number]
-    flags, flag = 0, 1
+    flags, flag, given = 0, 1, []
     for number in numbers:
         if number:
             flags |= flag
+            given.append(number)
         flag += flag
     try:
         return flags, struct.pack(f"<{len(given)}I", *given)

@@ -70,7 +70,7 @@ def test_a_charge_comes_back_from_the_outbox_as_it_was(
 ) -> None:
     lines.sort(key=lambda line: line.wallet)
     charge = Charge(account, str(uuid.UUID(int=7)), state, tuple(lines), tuple(budgets), payload)
-    vector, _ = codec.encode_lines(charge.lines, charge.budgets, codec.Fields())
+    vector, _ = codec.encode_lines(charge.lines, charge.budgets, codec.Fields.of())
     packed, at = codec.encode_charge(charge, vector)
     assert codec.decode_vector(packed, at - 1)[:2] == (charge.lines, charge.budgets)
     entry = codec.decode_entry(b"5000-3", packed, 6_000)
