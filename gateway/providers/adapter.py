@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from gateway.domain.usage import Outcome
 from gateway.errors import TollgateError
 from gateway.providers.families import Family
+from gateway.providers.spelling import Tightest
 from limits.values import dataclass
 
 
@@ -96,7 +97,5 @@ class Adapter(Protocol):
     def error_event(self, error: TollgateError, request_id: str, scanner: Scanner | None = None) -> bytes:
         """A mid-stream error in this dialect; ``scanner`` knows the number of the event (Responses)."""
 
-    def rate_limit_headers(
-        self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
-    ) -> dict[str, str]:
-        """The dialect's own headers for the caller's tightest limit; ``kind`` is requests or tokens."""
+    def rate_limit_headers(self, tightest: Tightest, now_ms: int) -> dict[str, str]:
+        """The dialect's own headers for the caller's tightest limits."""

@@ -25,6 +25,7 @@ from gateway.providers.answers import part_in, tokens_in
 from gateway.providers.anthropic_input import read_prompt
 from gateway.providers.dialect import Dialect, renamed, spliced
 from gateway.providers.families import Family, family
+from gateway.providers.spelling import Tightest
 from gateway.providers.sse import StreamScanner
 
 _TEXT = re.compile(rb'"(?:text|thinking|partial_json)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
@@ -188,7 +189,5 @@ class AnthropicMessages(Dialect):
         """``event: error``; the SDK raises its status error from it."""
         return spelling.sse(spelling.anthropic_error(error, request_id), "error")
 
-    def rate_limit_headers(
-        self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
-    ) -> dict[str, str]:
-        return spelling.anthropic_limit_headers(kind, limit, remaining, resets_at_ms)
+    def rate_limit_headers(self, tightest: Tightest, now_ms: int) -> dict[str, str]:
+        return spelling.anthropic_limit_headers(tightest)

@@ -14,6 +14,7 @@ from gateway.providers.adapter import Call, Scanner
 from gateway.providers.answers import WholeScanner
 from gateway.providers.families import Family
 from gateway.providers.rewriting import with_fields
+from gateway.providers.spelling import Tightest
 
 
 class Dialect:
@@ -53,11 +54,9 @@ class OpenAIDialect(Dialect):
         """``{"error":{message,type,param,code,…}}``."""
         return orjson.dumps(spelling.openai_error(error, request_id))
 
-    def rate_limit_headers(
-        self, *, kind: str, limit: int, remaining: int, resets_at_ms: int, now_ms: int
-    ) -> dict[str, str]:
+    def rate_limit_headers(self, tightest: Tightest, now_ms: int) -> dict[str, str]:
         """``x-ratelimit-*``."""
-        return spelling.openai_limit_headers(kind, limit, remaining, resets_at_ms - now_ms)
+        return spelling.openai_limit_headers(tightest, now_ms)
 
 
 def renamed(model: str | None) -> dict[str, Any]:

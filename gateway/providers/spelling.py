@@ -13,12 +13,16 @@ Not here: HTTP statuses and retry headers (``proxy``).
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
+from gateway.domain.periods import rfc3339
 from gateway.errors import TollgateError, tollgate_member
+
+Tightest = Mapping[str, tuple[int, int, int]]  # kind → (limit, remaining, resets_at_ms)
+_KINDS = ("requests", "tokens")  # that the dialects have words for
 
 
 def anthropic_error(error: TollgateError, request_id: str) -> dict[str, Any]:
@@ -49,32 +53,38 @@ def sse(content: dict[str, Any], name: str | None = None) -> bytes:
     return data if name is None else b"event: %b\n" % name.encode() + data
 
 
-def anthropic_limit_headers(kind: str, limit: int, remaining: int, resets_at_ms: int) -> dict[str, str]:
+def anthropic_limit_headers(tightest: Tightest) -> dict[str, str]:
     """``anthropic-ratelimit-<kind>-*``; the reset is an RFC 3339 instant, rounded up to a second."""
-    resets_at = datetime.fromtimestamp(-(-resets_at_ms // 1000), UTC)
-    return {
-        f"anthropic-ratelimit-{kind}-limit": str(limit),
-        f"anthropic-ratelimit-{kind}-remaining": str(max(0, remaining)),
-        f"anthropic-ratelimit-{kind}-reset": resets_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
-    }
+    headers: dict[str, str] = {}
+    for kind in _KINDS:
+        if kind in tightest:
+            limit, remaining, resets_at_ms = tightest[kind]
+            headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
+            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining if remaining > 0 else 0)
+            headers[f"anthropic-ratelimit-{kind}-reset"] = rfc3339(-(-resets_at_ms // 1000) * 1000)
+    return headers
 
 
-def openai_limit_headers(kind: str, limit: int, remaining: int, resets_in_ms: int) -> dict[str, str]:
+def openai_limit_headers(tightest: Tightest, now_ms: int) -> dict[str, str]:
     """``x-ratelimit-*-<kind>``; the reset is a duration such as ``6m0s``."""
-    return {
-        f"x-ratelimit-limit-{kind}": str(limit),
-        f"x-ratelimit-remaining-{kind}": str(max(0, remaining)),
-        f"x-ratelimit-reset-{kind}": duration(resets_in_ms),
-    }
+    headers: dict[str, str] = {}
+    for kind in _KINDS:
+        if kind in tightest:
+            limit, remaining, resets_at_ms = tightest[kind]
+            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(remaining if remaining > 0 else 0)
+            headers[f"x-ratelimit-reset-{kind}"] = duration(resets_at_ms - now_ms)
+    return headers
 
 
 def duration(milliseconds: int) -> str:
     """As OpenAI writes them: ``120ms``, ``59s``, ``6m0s``, ``1h0m5s``."""
-    milliseconds = max(0, milliseconds)
     if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    minutes, seconds = divmod(-(-milliseconds // 1000), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{seconds}s"
-    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"
+        return f"{max(0, milliseconds)}ms"
+    seconds = -(-milliseconds // 1000)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes = seconds // 60
+    if minutes < 60:
+        return f"{minutes}m{seconds % 60}s"
+    return f"{minutes // 60}h{minutes % 60}m{seconds % 60}s"

@@ -146,10 +146,9 @@ class Exchange:
         self.visit.laps.first_byte(self.asked.facts.model or OTHER)
         return self.scanner
 
-    def _headers(self, forwarded: Forwarded) -> dict[str, str]:
+    def _headers(self, forwarded: Forwarded, *, now_ms: int, charged: int | None = None) -> dict[str, str]:
         told = headers.to_client(forwarded.reply.headers)
-        now_ms = self.gateway.quota.clock.now_ms()
-        told.update(answers.admitted_headers(self.admission, self.asked, self.bound, now_ms=now_ms))
+        told |= answers.quota_headers(self.admission, self.asked, self.bound, now_ms=now_ms, charged=charged)
         return told
 
     def _pass_error_on(self, forwarded: Forwarded, body: bytes) -> None:
@@ -170,15 +169,15 @@ class Exchange:
         if "json" in _content_type(forwarded) and relay.is_cut(scanner):
             raise UpstreamInterrupted
         self._made = _, bill = await self._bill()
-        told = self._headers(forwarded)
-        told.update(answers.charged_headers(self.admission, bill.row.charged))
+        told = self._headers(forwarded, now_ms=bill.row.ended_at_ms, charged=bill.row.charged)
         self._answer(Whole(forwarded.reply.status, told, body))
         self.visit.laps.relay_s += time.perf_counter() - came_s
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
         """Chunks as they come; a break in the middle is told in the dialect's words."""
         came_s = time.perf_counter()
-        response = web.StreamResponse(status=forwarded.reply.status, headers=self._headers(forwarded))
+        head = self._headers(forwarded, now_ms=self.gateway.quota.clock.now_ms())
+        response = web.StreamResponse(status=forwarded.reply.status, headers=head)
         writer = relay.Writer(self.visit, response)
         self.gateway.count_stream(+1)
         try:

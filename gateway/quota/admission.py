@@ -79,14 +79,14 @@ class Admission:
         permille = (view.capacity - view.available - self.held + charged) * 1000 // view.capacity
         return f"at {permille // 10}.{permille % 10}% of quota" if permille >= thresholds[0] else None
 
-    def tightest(self, kind: str) -> tuple[int, int, int] | None:
-        """(limit, remaining, resets_at_ms) of the ``requests`` or ``tokens`` window with the least left."""
-        tightest: tuple[int, int, int] | None = None
+    def tightest(self) -> dict[str, tuple[int, int, int]]:
+        """(limit, remaining, resets_at_ms) of the window with the least left, of each kind that has one."""
+        tightest: dict[str, tuple[int, int, int]] = {}
         for window, (remaining, resets_at_ms) in zip(
             self.hold.demand.form.windows, self.reserved.windows, strict=False
         ):
-            if window.name == kind and (tightest is None or remaining < tightest[1]):
-                tightest = (window.limit, remaining, resets_at_ms)
+            if window.name not in tightest or remaining < tightest[window.name][1]:
+                tightest[window.name] = (window.limit, remaining, resets_at_ms)
         return tightest
 
 

@@ -104,7 +104,7 @@ def test_each_dialect_has_its_own_rate_limit_headers() -> None:
     now_ms = 1_700_000_000_000
     for dialect in ("openai_chat", "openai_responses"):
         headers = ADAPTERS[dialect].rate_limit_headers(
-            kind="requests", limit=60, remaining=-2, resets_at_ms=now_ms + 61_000, now_ms=now_ms
+            {"requests": (60, -2, now_ms + 61_000), "uses": (1, 1, now_ms)}, now_ms
         )
         assert headers == {
             "x-ratelimit-limit-requests": "60",
@@ -112,7 +112,7 @@ def test_each_dialect_has_its_own_rate_limit_headers() -> None:
             "x-ratelimit-reset-requests": "1m1s",
         }
     headers = ADAPTERS["anthropic"].rate_limit_headers(
-        kind="tokens", limit=60, remaining=5, resets_at_ms=now_ms + 1, now_ms=now_ms
+        {"tokens": (60, 5, now_ms + 1), "uses": (1, 1, now_ms)}, now_ms
     )
     assert headers == {
         "anthropic-ratelimit-tokens-limit": "60",
