@@ -145,6 +145,7 @@ def steps(known: Collection[str], state: str) -> tuple[str, ...]:
 #   text: B 0 = none; 1 + length, and UTF-8; 254 = I length, and UTF-8; 255 = a UUID's 16 bytes
 
 _HEAD: Final = struct.Struct("<BHq")
+_INPUT_ONLY: Final = struct.Struct("<BHqI")  # a head and its numbers, where there is but the first
 _NUMBERS: Final = 12  # usage, held, charged, overrun, status, waived: flag i says that number i is not 0
 _WIDE, _ENDED, _EXTRAS, _SPELLED = 1 << 12, 1 << 13, 1 << 14, 1 << 15
 _LINE: Final = struct.Struct("<Iq")
@@ -191,6 +192,20 @@ def encode(row: ChargeRow) -> bytes:
             struct.pack("<B" + budgets[0] * "Iqq", *budgets),
         )
     )
+
+
+def common(row: ChargeRow) -> bytes:
+    """What ``encode`` makes of all rows that differ from this one in nothing but their hold, their time and an input of
+    at least a token, with no other number, no job and no metadata."""
+    packed = encode(replace(row, hold_id="", created_at_ms=0, ended_at_ms=0, usage=Usage(1)))
+    return packed[len(completed(b"", "", 0, 1)) :]
+
+
+def completed(shared: bytes, hold_id: str, at_ms: int, input_tokens: int) -> bytes:
+    """One of those rows, as ``encode`` packs it. Raises ValueError for no tokens, or more than 4 bytes can say."""
+    if not 0 < input_tokens < 1 << 32:
+        raise ValueError(f"not an input that a row has in common with others: {input_tokens}")
+    return _INPUT_ONLY.pack(VERSION, 1, at_ms, input_tokens) + _one(hold_id) + shared
 
 
 def decode(data: bytes) -> ChargeRow:

@@ -13,11 +13,11 @@ from dataclasses import field
 
 from gateway.domain import plans
 from gateway.domain.accounts import Caller
-from gateway.domain.charges import LAPSED, SETTLED, BudgetLine, ChargeRow, GrantLine
+from gateway.domain.charges import SETTLED, BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
 from gateway.domain.usage import Basis, Outcome, Usage, billed
 from gateway.errors import Refusal
-from gateway.quota.translate import Work, price_of_bound, price_of_usage
+from gateway.quota.translate import Work, price_of_usage
 from limits import model as engine
 from limits.values import dataclass
 
@@ -97,45 +97,6 @@ class Bill:
     row: ChargeRow
     window_actuals: tuple[int | None, ...]
     released: bool  # nothing was served: the hold is released, nothing is written
-
-
-def facts_row(
-    caller: Caller, plan: Plan, work: Work, facts: Facts, hold_id: str, now_ms: int, shadowed: Refusal | None = None
-) -> ChargeRow:
-    """The usage row of a hold that nobody settled: its note. The amounts are the engine's to fill in."""
-    assert caller.account is not None
-    card = work.card(work.feature.wallet)
-    return ChargeRow(
-        hold_id=hold_id,
-        account_id=caller.account.id,
-        state=LAPSED,
-        created_at_ms=now_ms,
-        ended_at_ms=now_ms,
-        route=facts.route,
-        model=facts.model,
-        upstream=None,
-        plan=plan.name,
-        feature=work.feature.name,
-        wallet=work.feature.wallet,
-        card_version=card.version if card is not None else "",
-        usage=work.estimate,
-        basis=Basis.HOLD if plan.on_abandon == "hold" else Basis.ESTIMATED,
-        held=0,
-        charged=0,
-        overrun=0,
-        lines=(),
-        budgets=(),
-        status=0,
-        end=LAPSED,
-        key_id=caller.key_id,
-        team_id=caller.team_id,
-        user_id=caller.user_id,
-        job=facts.job,
-        job_type=facts.job_type,
-        metadata=facts.metadata,
-        shadow=None if shadowed is None else shadowed.code,
-        waived=0 if shadowed is None or work.free else price_of_bound(work, work.feature.wallet),
-    )
 
 
 def bill_of(

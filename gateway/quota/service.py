@@ -22,9 +22,10 @@ from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
 from gateway.errors import Overloaded, QuotaUnavailable, Refusal, StoreUnavailable, SubscriptionInactive
 from gateway.metrics import Metrics
-from gateway.quota.admission import Admission, Bill, Facts, facts_row
+from gateway.quota.admission import Admission, Bill, Facts
 from gateway.quota.clock import ServerClock
 from gateway.quota.holds import Holds
+from gateway.quota.notes import Notes
 from gateway.quota.notices import Notices
 from gateway.quota.refusals import Situation, objection, refusal
 from gateway.quota.room import Room
@@ -121,6 +122,7 @@ class Quota:
         self._spawn = spawn
         self.clock = clock
         self._shapes = Shapes()
+        self._notes = Notes()
         self.room = Room(engine)
         self.has_met = False  # the first meeting is over: from now on a change is news
         self.on_met: Callable[[int], Awaitable[None]] = _nobody  # told the time: Redis may have forgotten
@@ -272,7 +274,7 @@ class Quota:
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,
-            note=encode(facts_row(caller, plan, work, ask.facts, hold_id, now_ms, trial.shadowed)),
+            note=self._notes.of(caller, plan, work, ask.facts, hold_id, now_ms, trial.shadowed),
             dry=ask.dry,
         )
 

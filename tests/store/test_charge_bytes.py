@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from gateway.domain.charges import (
     BudgetLine,
     ChargeRow,
     GrantLine,
+    common,
+    completed,
     decode,
     encode,
     lapsed,
@@ -19,7 +22,7 @@ from gateway.domain.charges import (
 )
 from gateway.domain.ledger import Book, Entry, GrantBalance, Kind, balance, charge_entries
 from gateway.domain.usage import Basis, Usage
-from tests.support.charges import AMOUNTS, ROWS
+from tests.support.charges import AMOUNTS, IDS, ROWS, TIMES
 from tests.support.stores import NOW_MS, charge
 
 
@@ -27,6 +30,22 @@ from tests.support.stores import NOW_MS, charge
 @given(ROWS)
 def test_decode_is_the_inverse_of_encode(row: ChargeRow) -> None:
     assert decode(encode(row)) == row
+
+
+@given(ROWS, IDS, TIMES, st.integers(1, 2**32 - 1))
+def test_rows_that_share_all_but_hold_time_and_input_are_packed_like_any_other(
+    row: ChargeRow, hold_id: str, at_ms: int, input_tokens: int
+) -> None:
+    plain = {"job": None, "job_type": None, "metadata": {}, "waived": 0}
+    like = replace(row, held=0, charged=0, overrun=0, status=0, **plain)
+    one = replace(like, hold_id=hold_id, created_at_ms=at_ms, ended_at_ms=at_ms, usage=Usage(input_tokens))
+    assert completed(common(like), hold_id, at_ms, input_tokens) == encode(one)
+
+
+@pytest.mark.parametrize("input_tokens", [-1, 0, 2**32])
+def test_an_input_that_no_rows_share_is_a_value_error(input_tokens: int) -> None:
+    with pytest.raises(ValueError):
+        completed(b"", "hold", NOW_MS, input_tokens)
 
 
 def test_the_usual_charge_is_small() -> None:
