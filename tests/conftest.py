@@ -1,19 +1,42 @@
-"""Servers shared by the tests of one test worker process. Tests that kill, stop or fill one start their own."""
+"""Servers shared by the tests of one test worker process. Tests that kill, stop or fill one start their own.
+
+Every process of a test run finds its modules compiled, also where Python is told to write no bytecode beside sources.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support import postgres as pg
 from tests.support import servers, stores
+from tests.support.scheduling import Scheduling
 
 BEYOND_PIP = {"redis7": pytest.mark.apt, "aimock": pytest.mark.npm}
+BYTECODE = Path(__file__).resolve().parents[1] / ".cache" / "bytecode"
 
 
-@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    """Hundreds of Python processes start in a run; compiling every module again takes each two of its three seconds."""
+    if not sys.dont_write_bytecode:
+        return
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(BYTECODE)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadgroup`` as tests.support.scheduling says."""
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test that names redis7 or aimock, in a fixture or a parameter, needs them: `make test-fast` leaves it out."""
     for item in items:

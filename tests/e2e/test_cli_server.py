@@ -45,7 +45,6 @@ def spent(answer: Any) -> int:
     return int(answer["usage"]["input_tokens"]) + int(answer["usage"]["output_tokens"])
 
 
-@pytest.mark.xdist_group("cli-server")
 def test_a_change_by_command_counts_on_the_next_call(server: Served, cli: Cli) -> None:
     account = cli.account("Acme", "--external-id", "next-call")
     key = cli.ok("keys", "create", account)
@@ -82,7 +81,6 @@ def test_a_change_by_command_counts_on_the_next_call(server: Served, cli: Cli) -
     wait_until(lambda: call(server, key["key"])[0] == 200, what="the account calls again")
 
 
-@pytest.mark.xdist_group("cli-server")
 def test_what_calls_cost_is_told_alike_by_usage_balance_transactions_and_audit(server: Served, cli: Cli) -> None:
     account = cli.account("Spender", "--plan", "pro")
     key = cli.ok("keys", "create", account)["key"]
@@ -102,7 +100,6 @@ def test_what_calls_cost_is_told_alike_by_usage_balance_transactions_and_audit(s
     assert audit["difference"] == 0 and audit["in_redis"] >= 1
 
 
-@pytest.mark.xdist_group("cli-server")
 def test_a_rebuild_beside_calls_loses_nothing(server: Served, cli: Cli) -> None:
     account = cli.account("Rebuilt", "--plan", "pro")
     key = cli.ok("keys", "create", account)["key"]
@@ -117,7 +114,6 @@ def test_a_rebuild_beside_calls_loses_nothing(server: Served, cli: Cli) -> None:
     assert cli.ok("audit", account)["difference"] == 0
 
 
-@pytest.mark.xdist_group("cli-server")
 def test_a_service_key_acts_for_accounts_by_their_external_ids(server: Served, cli: Cli) -> None:
     cli.account("Tenant", "--external-id", "tenant-7")
     key = cli.ok("keys", "create", "--service")["key"]

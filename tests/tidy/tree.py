@@ -21,11 +21,19 @@ TEXT = {*CODE, ".md", ".toml", ".yaml", ".yml", ".json", ".lock", ".conf", ".sh"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One Python file: its path from the root, its module name and its syntax tree."""
+    """One Python file: its path from the root, its module name and its syntax tree, parsed when first asked for."""
 
     name: str
     module: str
-    tree: ast.Module
+
+    @property
+    def tree(self) -> ast.Module:
+        return _parsed(self.name)
+
+
+@cache
+def _parsed(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"))
 
 
 def files(*folders: str, suffixes: set[str] | None = None) -> list[Path]:
@@ -45,11 +53,8 @@ def name_of(path: Path) -> str:
 
 @cache
 def python(*folders: str) -> tuple[Source, ...]:
-    """Every Python file below the folders, parsed."""
-    return tuple(
-        Source(name=name_of(path), module=_module(path), tree=ast.parse(path.read_text(encoding="utf-8")))
-        for path in files(*folders, suffixes={".py"})
-    )
+    """Every Python file below the folders."""
+    return tuple(Source(name_of(path), _module(path)) for path in files(*folders, suffixes={".py"}))
 
 
 def _module(path: Path) -> str:

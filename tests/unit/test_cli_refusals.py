@@ -120,7 +120,6 @@ def split(line: str, account: str) -> list[str]:
     return ["" if word == "''" else word.replace(ACCOUNT, account) for word in line.split(" ")]
 
 
-@pytest.mark.xdist_group("cli-refusals")
 @pytest.mark.parametrize(("line", "message"), USAGE, ids=[line.replace("\x00", "0")[:60] for line, _ in USAGE])
 def test_what_cannot_be_done_is_said_in_a_line_and_exits_2(
     prepared: Path, capsys: pytest.CaptureFixture[str], line: str, message: str

@@ -13,7 +13,7 @@ import pytest
 from tests.support.aimock import INPUT_TOKENS, OUTPUT_TOKENS, TEXT, TOOL_ARGUMENTS, Aimock, aimock
 from tests.support.simulators import anthropic_client, in_process, openai_client
 
-pytestmark = [pytest.mark.npm, pytest.mark.xdist_group("aimock")]
+pytestmark = pytest.mark.npm
 
 CLAUDE = "claude-haiku-4-5"
 GPT = "gpt-5-mini"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from gateway.simulator.child import Simulator
 from tests.support import postgres as pg
 from tests.support import simulators
+from tests.support.scheduling import DATABASES
 from tests.support.systems import System, system
 
 Opens = Callable[..., System]
@@ -21,9 +22,9 @@ def models() -> Iterator[Simulator]:
         yield started
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The URL of an empty database, of each kind."""
+@contextmanager
+def a_database(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The URL of an empty database, of the kind that the fixture's parameter names."""
     if request.param == "sqlite":
         yield "embedded"
         return
@@ -33,13 +34,25 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     server.drop_database(url)
 
 
-@pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory, models: Simulator, database: str) -> Iterator[Opens]:
-    """Serves an example on the module's database: ``opened("credits", edits={…})``."""
+@contextmanager
+def opening(folders: pytest.TempPathFactory, models: Simulator, database: str) -> Iterator[Opens]:
+    """Serves examples on the database until the block ends: ``opened("credits", edits={…})``."""
     with ExitStack() as stack:
 
         def serve(example: str, **options: object) -> System:
-            folder = tmp_path_factory.mktemp(example)
+            folder = folders.mktemp(example)
             return stack.enter_context(system(folder, example, models, database=database, **options))  # type: ignore[arg-type]
 
+        yield serve
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def database(request: pytest.FixtureRequest) -> Iterator[str]:
+    with a_database(request) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, models: Simulator, database: str) -> Iterator[Opens]:
+    with opening(tmp_path_factory, models, database) as serve:
         yield serve

@@ -7,15 +7,28 @@ back. What a row promises in detail is tested beside this file; here the parts m
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.e2e.systems.conftest import Opens
+import pytest
+
+from gateway.simulator.child import Simulator
+from tests.e2e.systems.conftest import Opens, a_database, opening
 from tests.support.processes import wait_until
+from tests.support.scheduling import DATABASES
 from tests.support.stripe_month import Shop
 from tests.support.systems import STRIPE, Answer, Customer
 
 SPAN_S = 15
+
+
+@pytest.fixture(params=DATABASES)
+def opened(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, models: Simulator
+) -> Iterator[Opens]:
+    """Each life has a database of its own, and is waited for beside the others."""
+    with a_database(request) as database, opening(tmp_path_factory, models, database) as serve:
+        yield serve
 
 
 def subscription(customer: Customer) -> dict[str, object]:
