@@ -17,7 +17,7 @@ from operator import itemgetter
 from typing import Any, Final, Literal, TypeVar
 
 import asyncpg
-from sqlalchemy import Executable
+from sqlalchemy import Executable, Insert
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
@@ -34,7 +34,7 @@ class Prepared:
     sql: str
     names: tuple[str, ...]
     constants: Mapping[str, Any]
-    chunks: tuple[tuple[int, str], ...] = ()  # SQLite, plain INSERTs: the same for so many rows at once, largest first
+    chunks: tuple[tuple[int, str], ...] = ()  # SQLite's INSERTs: the same for so many rows at once, largest first
 
     def rows(self, parameters: Sequence[Mapping[str, Any] | tuple[Any, ...]]) -> list[tuple[Any, ...]]:
         """Each one's values in their places."""
@@ -53,10 +53,11 @@ def prepare(dialect: Literal["sqlite", "postgresql"], statement: Executable, *co
         name: bind.value for name, bind in compiled.binds.items() if not bind.required and bind.value is not None
     }
     sql, names = str(compiled), tuple(compiled.positiontup or ())
-    head, values, row = sql.partition(" VALUES ")
     chunks: tuple[tuple[int, str], ...] = ()
-    if dialect == "sqlite" and row.endswith("?)"):
-        chunks = tuple((size, f"{head}{values}{', '.join([row] * size)}") for size in CHUNKS)
+    if dialect == "sqlite" and isinstance(statement, Insert):
+        row = f"({', '.join('?' * len(names))})"
+        head, _, tail = sql.partition(f" VALUES {row}")
+        chunks = tuple((size, f"{head} VALUES {', '.join([row] * size)}{tail}") for size in CHUNKS)
     return Prepared(sql, names, constants, chunks)
 
 

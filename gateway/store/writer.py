@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, bindparam, case, func, insert, or_, select, update
+from sqlalchemy import BigInteger, Insert, Table, bindparam, case, func, insert, or_, select, update
 
 from gateway.domain import tidings
 from gateway.domain.alerts import LOW_BALANCE
@@ -211,7 +211,7 @@ class _Statements:
     @classmethod
     @cache
     def of(cls, dialect: Dialect) -> _Statements:
-        g, use = grants.c, inserting(dialect, budget_uses)
+        g, use = grants.c, inserting(dialect, budget_uses).prefix_with("OR ROLLBACK", dialect="sqlite")
         of_accounts = among(dialect, g.account_id, "ids")
         columns = (g.account_id, g.number, g.wallet, g.amount, g.used, g.starts_at_ms, g.expires_at_ms, g.source)
         locked = (
@@ -240,12 +240,12 @@ class _Statements:
             all_grants=prepare(dialect, select(*columns).where(of_accounts)),
             budgets=prepare(dialect, select(budgets.c.account_id, budgets.c.number).where(of_budgets)),
             reject=prepare(dialect, rejecting, *(column.name for column in usage_rejects.c if column.name != "id")),
-            usage=prepare(dialect, insert(usage), *COLUMNS),
+            usage=prepare(dialect, _appending(usage), *COLUMNS),
             seq=prepare(dialect, moving.values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))),
             used=prepare(dialect, using.values(used=g.used + bindparam("added"), charged_at_ms=latest)),
             use=prepare(dialect, adding, "account_id", "number", "starts_at_ms", "used"),
             entry=prepare(
-                dialect, insert(ledger).inline(), *(column.name for column in ledger.c if column.name != "id")
+                dialect, _appending(ledger).inline(), *(column.name for column in ledger.c if column.name != "id")
             ),
             alert=prepare(
                 dialect,
@@ -253,3 +253,10 @@ class _Statements:
                 *(column.name for column in alerts.c if column.name != "id"),
             ),
         )
+
+
+def _appending(table: Table) -> Insert:
+    """SQLite: what is refused ends the whole transaction. To be able to take one statement back it would write the
+    pages that many rows touch to a file of their own, before it changes them.
+    Source: https://www.sqlite.org/tempfiles.html#statement_journal_files"""
+    return insert(table).prefix_with("OR ROLLBACK", dialect="sqlite")
