@@ -37,7 +37,7 @@ def tokens_in(usage: dict[str, Any], name: str) -> int | None:
 def part_in(usage: dict[str, Any], name: str) -> dict[str, Any]:
     """A nested object of a usage report; empty when there is none."""
     value = usage.get(name)
-    return value if isinstance(value, dict) else {}
+    return value if type(value) is dict else {}
 
 
 class WholeScanner:
@@ -79,7 +79,7 @@ class WholeScanner:
         self._found = self._content = None
         self._bytes += len(chunk)
         self._body += chunk
-        if len(self._body) > BODY_BYTES_MAX or (self._is_large and len(self._body) > 2 * WINDOW_BYTES):
+        if self._bytes > BODY_BYTES_MAX and (not self._is_large or len(self._body) > 2 * WINDOW_BYTES):
             self._is_large = True
             del self._body[:-WINDOW_BYTES]
         return chunk
@@ -110,19 +110,17 @@ class WholeScanner:
 
     def outcome(self) -> Outcome:
         """What is known now about the usage."""
-        if self._found is None:
-            self._found = self._outcome()
-        return self._found
-
-    def _outcome(self) -> Outcome:
-        if not self._bytes:
-            return NotServed()
+        if self._found is not None:
+            return self._found
         content = None if self._is_large else self._parsed()
         reported = last_usage(bytes(self._body)) if self._is_large else (content or {}).get("usage")
-        usage = self._usage_of(reported) if isinstance(reported, dict) else None
-        if usage is not None:
-            return Exact(usage)
-        if content is not None and content.get("error"):
+        usage = self._usage_of(reported) if type(reported) is dict else None
+        self._found = Exact(usage) if usage is not None else self._seen(content)
+        return self._found
+
+    def _seen(self, content: dict[str, Any] | None) -> Outcome:
+        """Of an answer that does not tell its usage."""
+        if not self._bytes or (content is not None and content.get("error")):
             return NotServed()
         output = self.output_tokens_seen()
         if not output and content is None:  # nothing that we can read: bytes are all there is to go by
@@ -137,5 +135,5 @@ class WholeScanner:
                 content = orjson.loads(self._body)
             except orjson.JSONDecodeError:
                 return None
-            self._content = content if isinstance(content, dict) else None
+            self._content = content if type(content) is dict else None
         return self._content

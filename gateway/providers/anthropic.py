@@ -36,9 +36,12 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     fresh, output = tokens_in(usage, "input_tokens"), tokens_in(usage, "output_tokens")
     if fresh is None or output is None:
         return None
-    split = part_in(usage, "cache_creation")
-    written_5m = tokens_in(split, "ephemeral_5m_input_tokens") or 0
-    written_1h = tokens_in(split, "ephemeral_1h_input_tokens") or 0
+    written_5m = written_1h = thinking = 0
+    if split := part_in(usage, "cache_creation"):
+        written_5m = tokens_in(split, "ephemeral_5m_input_tokens") or 0
+        written_1h = tokens_in(split, "ephemeral_1h_input_tokens") or 0
+    if details := part_in(usage, "output_tokens_details"):
+        thinking = tokens_in(details, "thinking_tokens") or 0
     written = tokens_in(usage, "cache_creation_input_tokens") or 0
     return Usage(
         input=fresh,
@@ -47,7 +50,7 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
         cache_write_1h=written_1h,
         cache_write=max(0, written - written_5m - written_1h),
         output=output,
-        reasoning=min(output, tokens_in(part_in(usage, "output_tokens_details"), "thinking_tokens") or 0),
+        reasoning=min(output, thinking),
     )
 
 
@@ -115,8 +118,7 @@ class AnthropicMessages(Dialect):
     upstream_path = "/v1/messages"
     ANSWER_TEXT = _TEXT
 
-    def usage_of(self, reported: dict[str, Any]) -> Usage | None:
-        return usage_of(reported)
+    usage_of = staticmethod(usage_of)
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""

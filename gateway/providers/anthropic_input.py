@@ -85,7 +85,7 @@ class _Reader:
         kind = bodies.kind_of(block)
         self.framing += _BLOCK_TOKENS
         text = block.get(_TEXT_FIELDS[kind]) if kind in _TEXT_FIELDS else None
-        if isinstance(text, str):
+        if type(text) is str:
             self.texts.append(text)
         elif kind == "image":
             self.media += media.claude_image(self._family, _inline(block))

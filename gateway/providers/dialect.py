@@ -33,7 +33,8 @@ class Dialect:
             return self._stream_scanner(call, input_tokens, family)
         return WholeScanner(self.usage_of, self.ANSWER_TEXT, input_tokens, family, texts_of=self.texts_of)
 
-    def usage_of(self, reported: dict[str, Any]) -> Usage | None:
+    @staticmethod
+    def usage_of(usage: dict[str, Any]) -> Usage | None:
         """Our kinds of tokens from a usage object of this dialect; None unless input and output are both there."""
         raise AssertionError("an adapter's own")
 

@@ -38,10 +38,12 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     prompt, output = tokens_in(usage, "prompt_tokens"), tokens_in(usage, "completion_tokens")
     if prompt is None or output is None:
         return None
-    details = part_in(usage, "prompt_tokens_details")
-    read = min(prompt, tokens_in(details, "cached_tokens") or 0)
-    written = min(prompt - read, tokens_in(details, "cache_write_tokens") or 0)
-    reasoning = tokens_in(part_in(usage, "completion_tokens_details"), "reasoning_tokens") or 0
+    read = written = reasoning = 0
+    if details := part_in(usage, "prompt_tokens_details"):
+        read = min(prompt, tokens_in(details, "cached_tokens") or 0)
+        written = min(prompt - read, tokens_in(details, "cache_write_tokens") or 0)
+    if details := part_in(usage, "completion_tokens_details"):
+        reasoning = tokens_in(details, "reasoning_tokens") or 0
     unlisted = (tokens_in(usage, "total_tokens") or 0) - prompt - output
     if unlisted > 0:
         output += unlisted
@@ -155,8 +157,7 @@ class OpenAIChat(OpenAIDialect):
     upstream_path = "/chat/completions"
     ANSWER_TEXT = _TEXT
 
-    def usage_of(self, reported: dict[str, Any]) -> Usage | None:
-        return usage_of(reported)
+    usage_of = staticmethod(usage_of)
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""

@@ -127,9 +127,13 @@ class _Reader:
     def item(self, item: dict[str, Any]) -> None:
         """An input item of Responses: a message, or a call, an output, reasoning, as its own JSON but for its media."""
         self.framing += _MESSAGE_TOKENS
-        kind = bodies.kind_of(item) or "message"
+        kind = item.get("type") or "message"
         if kind == "message" and "content" in item:
-            self.parts(item["content"])
+            content = item["content"]
+            if type(content) is str:
+                self.texts.append(content)
+            else:
+                self.parts(content)
         elif kind == "function_call_output" or kind == "custom_tool_call_output":
             self.parts(item.get("output"))
         elif kind == "reasoning":
@@ -161,7 +165,7 @@ class _Reader:
         kind = bodies.kind_of(part)
         if kind in _TEXT_PARTS:
             text = part.get("refusal") if kind == "refusal" else part.get("text")
-            self.texts.append(text if isinstance(text, str) else bodies.as_text(part))
+            self.texts.append(text if type(text) is str else bodies.as_text(part))
         elif kind in ("image_url", "input_image", "computer_screenshot"):
             self._image_part(part)
         elif kind == "input_audio":

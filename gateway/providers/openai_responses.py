@@ -36,10 +36,12 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     given, output = tokens_in(usage, "input_tokens"), tokens_in(usage, "output_tokens")
     if given is None or output is None:
         return None
-    details = part_in(usage, "input_tokens_details")
-    read = min(given, tokens_in(details, "cached_tokens") or 0)
-    written = min(given - read, tokens_in(details, "cache_write_tokens") or 0)
-    reasoning = tokens_in(part_in(usage, "output_tokens_details"), "reasoning_tokens") or 0
+    read = written = reasoning = 0
+    if details := part_in(usage, "input_tokens_details"):
+        read = min(given, tokens_in(details, "cached_tokens") or 0)
+        written = min(given - read, tokens_in(details, "cache_write_tokens") or 0)
+    if details := part_in(usage, "output_tokens_details"):
+        reasoning = tokens_in(details, "reasoning_tokens") or 0
     return Usage(
         input=given - read - written,
         cache_read=read,
@@ -110,8 +112,7 @@ class OpenAIResponses(OpenAIDialect):
     upstream_path = "/responses"
     ANSWER_TEXT = _TEXT
 
-    def usage_of(self, reported: dict[str, Any]) -> Usage | None:
-        return usage_of(reported)
+    usage_of = staticmethod(usage_of)
 
     def parse(self, body: bytes, headers: Mapping[str, str]) -> Call:
         """Raises BadRequest."""

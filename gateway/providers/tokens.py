@@ -120,7 +120,8 @@ class Counter:
     """Counts prompts; remembers what it counted. One per process; may be used from several threads at once.
 
     Two generations instead of an order of use: a hit in the old one moves to the young one, and when the young one is
-    full it becomes the old one. A hit costs one look-up, and what was used lately stays.
+    full it becomes the old one. A hit costs one look-up, and what was used lately stays. A count is packed behind its
+    text's length; a str keeps its hash, so that asking twice about one object costs one pass.
     """
 
     def __init__(self, *, cache_bytes_max: int = _CACHE_BYTES_MAX) -> None:
@@ -136,11 +137,14 @@ class Counter:
     def count(self, prompt: Prompt, of: Family) -> int:
         """Input tokens that this prompt comes to, rarely less: texts x the family's factor, framing and media."""
         texts = prompt.texts
-        name = of.encoding
+        name, young = of.encoding, self._young
         counted = 0
         for text in texts:
-            known = self._known(text, name)
-            counted += known if known >= 0 else self._learn(text, name)
+            key = hash((name, text))
+            packed = young.get(key)
+            if packed is None or packed >> 32 != len(text):
+                packed = self._sought(key, text, name)
+            counted += packed & 0xFFFF_FFFF
         tokens = of.scale(counted)
         # A text has at least as many bytes as characters: only above them is the byte bound worth its price.
         if tokens > sum(map(len, texts)):
@@ -163,27 +167,20 @@ class Counter:
             return False
         left = _THREAD_CHARACTERS - sum(map(len, prompt.texts))
         for text in prompt.texts:
-            if self._known(text, of.encoding) >= 0:
+            if self._remembered(hash((of.encoding, text)), text) is not None:
                 left += len(text)
         return left < 0
 
-    def _known(self, text: str, name: str) -> int:
-        """The remembered count, or -1. A str keeps its hash, so asking twice about one object costs one pass."""
-        key = hash((name, text))
-        packed = self._young.get(key)
+    def _sought(self, key: int, text: str, name: str) -> int:
+        """The length and the count of a text that is not among the young."""
+        packed = self._remembered(key, text)
         if packed is None:
-            packed = self._old.get(key)
-            if packed is None:
-                return -1
-            self._keep(key, packed)
-        return packed & 0xFFFF_FFFF if packed >> 32 == len(text) else -1
-
-    def _learn(self, text: str, name: str) -> int:
-        counted = count_text(text, name)
-        self._keep(hash((name, text)), len(text) << 32 | counted)
-        return counted
-
-    def _keep(self, key: int, packed: int) -> None:
+            packed = len(text) << 32 | count_text(text, name)
         if len(self._young) >= self._generation_entries_max:
             self._old, self._young = self._young, {}
         self._young[key] = packed
+        return packed
+
+    def _remembered(self, key: int, text: str) -> int | None:
+        packed = self._young.get(key) or self._old.get(key)
+        return packed if packed is not None and packed >> 32 == len(text) else None

@@ -42,14 +42,14 @@ class End(StrEnum):
 async def read_whole(reply: Reply, scanner: Scanner, laps: Laps) -> tuple[bytes, bool]:
     """(what the client gets of what came, whether it is all). Raises UpstreamInterrupted, UpstreamTimeout."""
     body = bytearray()
-    while len(body) <= BUFFERED_BYTES_MAX:
-        piece = await reply.read()
+    while piece := await reply.read():
         came_s = perf_counter()
-        body += scanner.feed(piece) if piece else scanner.finish()
+        body += scanner.feed(piece)
         laps.relay_s += perf_counter() - came_s
-        if not piece:
-            return bytes(body), True
-    return bytes(body), False
+        if len(body) > BUFFERED_BYTES_MAX:
+            return bytes(body), False
+    body += scanner.finish()
+    return bytes(body), True
 
 
 class Writer:
