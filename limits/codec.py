@@ -39,15 +39,18 @@ STATES: Final = {ChargeState.LAPSED: 1, ChargeState.SETTLED: 2}
 STATE_NAMES: Final = {number: state for state, number in STATES.items()}
 _WINDOW_CODES: Final = {"requests": 1, "tokens": 2, "uses": 3}
 _COUNTS_HOLDS: Final = 128
+WIDE: Final = 128  # values of 8 bytes
+NARROW: Final = 2**48  # below it, a value has 6 bytes
 _U32: Final = 2**32
+_WINDOW_STARTS: Final = 2**24
 TIME_MAX: Final = 2**48
 FIELDS_MAX: Final = 240  # so that a place in a list of fields is one byte, whatever a charge adds
 BUDGETS_MAX: Final = 2**24  # their numbers are dense: a load looks at every field up to the largest
 
 _BYTES = [bytes((number,)) for number in range(256)]
-_TAKE = struct.Struct("<IQB")
+TAKE = struct.Struct("<IIHBB")  # grant, amount of 7 bytes, wallet
 _LINE = struct.Struct("<Iq")
-_HOLD = struct.Struct("<HBQIQBB")
+_HOLD = struct.Struct("<HBIHBB")
 _SEQ = struct.Struct("<QH")
 _CONFIRM = struct.Struct("<16sBI")
 _PERIOD = struct.Struct("<IIHq")
@@ -73,16 +76,26 @@ class Fields(dict[bytes, bytes]):
 class Layout:
     """A demand, packed: ``slots`` (the tail without its note), ``limits`` of the same slots, and their fields.
 
-    Windows and concurrency are grouped by scope there: ``windows`` and ``concurrency`` say which one each is.
+    Budgets are grouped by bucket there, windows and concurrency by scope: ``budgets``, ``windows`` and ``concurrency``
+    say which one each is.
     """
 
     slots: bytes
     limits: bytes
     fields: tuple[bytes, ...]
     settled: Fields  # with the places that they have when a hold of this demand is settled
+    budgets: tuple[int, ...]
     windows: tuple[int, ...]
     concurrency: tuple[int, ...]
     lengths_ms: tuple[int, ...]  # of ``windows``
+
+
+class _Kinds(dict[bytes, int]):
+    """What many slots have in common, in the order of its first use."""
+
+    def index(self, kind: bytes) -> int:
+        """From 1."""
+        return self.setdefault(kind, len(self) + 1)
 
 
 class _Values:
@@ -106,9 +119,13 @@ class _Values:
         return found
 
     def packed(self) -> bytes:
+        """As the tail has them: narrow, unless one of them is too large for that."""
         amounts = [0] * self._blanks + list(self._indices) or [0]
         amounts += [0] * (-len(amounts) % 4)
-        return struct.pack(f"<B{len(amounts)}Q", len(amounts) // 4, *amounts)
+        blocks = len(amounts) // 4
+        if max(amounts) < NARROW:
+            return b"".join((_BYTES[blocks], *(amount.to_bytes(6, "little") for amount in amounts)))
+        return struct.pack(f"<B{len(amounts)}Q", WIDE + blocks, *amounts)
 
 
 def check_amounts(amounts: Iterable[int]) -> None:
@@ -132,51 +149,65 @@ def laid_out(demand: Demand, blanks: int = 0) -> Layout:
     """The work of it. So many amounts of the demand may be blanks (see ``forms``), which are packed as 0, first."""
     values = _Values(blanks)
     wallets = _count((item.wallet for item in demand.wallets), "wallets")
-    budgets = _count((item.number for item in demand.budgets), "budgets")
-    scopes = _scopes(demand)
-    buckets = dict.fromkeys(keys.bucket_field(budget.number) for budget in demand.budgets)
-    places = {bucket: place for place, bucket in enumerate(buckets, 1)}
+    buckets, scopes = _buckets(demand), _scopes(demand)
+    budgets = tuple(index for grouped in buckets.values() for index in grouped)
     windows = tuple(index for grouped, _ in scopes.values() for index in grouped)
-    fields = [keys.wallet_field(item.wallet) for item in demand.wallets]
-    names = [name[1:] for name in fields]
-    fields += places
-    slots = bytearray((wallets, budgets, len(places), len(scopes), len(windows)))
+    budget_kinds, window_kinds = _Kinds(), _Kinds()
+    prices, members, used = bytearray(), bytearray(), bytearray()
     limits: list[int] = []
     for wallet in demand.wallets:
-        slots += bytes((values.index(wallet.abandon), values.index(wallet.amount)))
+        prices += bytes((values.index(wallet.abandon), values.index(wallet.amount)))
         limits.append(wallet.minimum)
-    for budget in demand.budgets:
-        _whole(budget.number, BUDGETS_MAX)
-        _whole(budget.starts_at_ms, TIME_MAX)
-        amount, abandon, starts = (values.index(n) for n in (budget.amount, budget.abandon, budget.starts_at_ms))
-        slots += bytes((amount, abandon, starts, places[keys.bucket_field(budget.number)]))
-        limits += (budget.limit, budget.ends_at_ms)
-    for scope, (grouped, counted) in scopes.items():
-        fields.append(keys.scope_field(scope))
-        names.append(fields[-1])
-        slots.append(len(grouped) + (_COUNTS_HOLDS if counted else 0))
+    for eighth, grouped in buckets.items():
+        members += eighth.to_bytes(3, "little") + _BYTES[len(grouped)]
+        for budget in (demand.budgets[index] for index in grouped):
+            kind = bytes([values.index(number) for number in (budget.amount, budget.abandon, budget.starts_at_ms)])
+            members += bytes((budget_kinds.index(kind), budget.number % keys.BUDGETS_PER_BUCKET))
+            limits += (budget.limit, budget.ends_at_ms)
+    flags = bytearray()
+    for grouped, counted in scopes.values():
+        flags.append(len(grouped) + (_COUNTS_HOLDS if counted else 0))
         limits += (demand.concurrency[index].limit for index in counted)
         limits += (demand.windows[index].limit for index in grouped)
     for index in windows:
         code, length_s = window_key(demand.windows[index])
-        slots += bytes((code, values.index(length_s), values.index(demand.windows[index].amount)))
-    slots += struct.pack(f"<{budgets}I", *(budget.number for budget in demand.budgets))
-    for name in names:
-        slots.append(len(name))
-        slots += name
+        kind = bytes((code, values.index(length_s), values.index(demand.windows[index].amount)))
+        used.append(window_kinds.index(kind))
+    names = [keys.wallet_field(item.wallet) for item in demand.wallets]
+    fields = (*names, *(b"b%d" % eighth for eighth in buckets), *(keys.scope_field(scope) for scope in scopes))
     if len(fields) > FIELDS_MAX:
         raise ValueError(f"a demand lives in at most {FIELDS_MAX} fields, not {len(fields)}")
-    narrowness = [keys.NARROWNESS[budget.scope.kind] for budget in demand.budgets]
+    counts = (wallets, len(budget_kinds), len(budgets), len(buckets), len(scopes), len(window_kinds), len(windows))
+    texts = [_BYTES[len(name) - 1] + name[1:] for name in names] + [_scope_text(scope) for scope in scopes]
+    slots = (bytes(counts), prices, *budget_kinds, *window_kinds, flags, members, used, *texts)
+    narrowness = [keys.NARROWNESS[demand.budgets[index].scope.kind] for index in budgets]
     narrowness += [keys.NARROWNESS[scope.kind] for scope in scopes]
     return Layout(
-        slots=values.packed() + slots,
+        slots=b"".join((values.packed(), *slots)),
         limits=struct.pack(f"<{len(limits)}Q", *limits) + bytes(narrowness),
-        fields=tuple(fields),
+        fields=fields,
         settled=Fields.of(keys.META, keys.HOLD, keys.MARK, *fields),
+        budgets=budgets,
         windows=windows,
         concurrency=tuple(index for _, counted in scopes.values() for index in counted),
         lengths_ms=tuple(demand.windows[index].length_ms for index in windows),
     )
+
+
+def _buckets(demand: Demand) -> dict[int, list[int]]:
+    """Which budgets live together, by the places of the budgets in the demand."""
+    _count((item.number for item in demand.budgets), "budgets")
+    buckets: dict[int, list[int]] = {}
+    for index, budget in enumerate(demand.budgets):
+        _whole(budget.starts_at_ms, TIME_MAX)
+        buckets.setdefault(_whole(budget.number, BUDGETS_MAX) // keys.BUDGETS_PER_BUCKET, []).append(index)
+    return buckets
+
+
+def _scope_text(scope: Scope) -> bytes:
+    """A scope's name in a tail: its letter, and where the letter does not say how long the rest is, its length."""
+    name = keys.scope_field(scope)[1:]
+    return name if name[:1].isupper() or len(name) == 1 else name[:1] + _BYTES[len(name) - 1] + name[1:]
 
 
 def _scopes(demand: Demand) -> dict[Scope, tuple[list[int], list[int]]]:
@@ -209,21 +240,24 @@ def window_key(window: WindowDemand) -> tuple[int, int]:
 
 
 def encode_hold(hold: Hold, packed: Layout) -> bytes:
-    """The whole hold, as Redis keeps it (its lease's end is the script's to set)."""
+    """The whole hold, as Redis keeps it."""
     places = {wallet.wallet: place for place, wallet in enumerate(hold.demand.form.wallets, 1)}
-    head = _HOLD.pack(
-        hold.version, int(hold.first_byte), hold.created_at_ms, hold.lease_ms, 0, len(hold.takes), len(packed.windows)
-    )
-    takes = b"".join(_TAKE.pack(take.number, take.amount, places[take.wallet]) for take in hold.takes)
-    starts = b"".join((hold.window_starts_ms[index] % _U32).to_bytes(4, "little") for index in packed.windows)
-    return b"".join((head, takes, starts, packed.slots, hold.note))
+    created_ms, windows = hold.created_at_ms, len(packed.windows)
+    head = _HOLD.pack(hold.version, int(hold.first_byte), created_ms % _U32, created_ms >> 32, len(hold.takes), windows)
+    parts = [head]
+    for take in hold.takes:
+        amount = take.amount
+        parts.append(TAKE.pack(take.number, amount % _U32, (amount >> 32) % 2**16, amount >> 48, places[take.wallet]))
+    parts += ((hold.window_starts_ms[index] % _WINDOW_STARTS).to_bytes(3, "little") for index in packed.windows)
+    return b"".join((*parts, packed.slots, hold.note))
 
 
 def decode_hold(hold_id: str, packed: bytes) -> OpenHold:
     """What the head and the takes of a kept hold say."""
-    _, first_byte, created_at_ms, _, _, count, _ = _HOLD.unpack_from(packed)
-    takes = _TAKE.iter_unpack(packed[_HOLD.size : _HOLD.size + count * _TAKE.size])
-    return OpenHold(hold_id, created_at_ms, bool(first_byte), tuple((number, amount) for number, amount, _ in takes))
+    _, first_byte, low, high, count, _ = _HOLD.unpack_from(packed)
+    takes = TAKE.iter_unpack(packed[_HOLD.size : _HOLD.size + count * TAKE.size])
+    amounts = tuple((number, least + (middle << 32) + (most << 48)) for number, least, middle, most, _ in takes)
+    return OpenHold(hold_id, low + (high << 32), bool(first_byte), amounts)
 
 
 def encode_lines(

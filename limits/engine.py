@@ -178,7 +178,8 @@ class Engine:
         for hold in holds:
             place = accounts.setdefault(hold.account, len(accounts) + 1)
             whole = codec.encode_hold(hold, codec.layout(hold.demand))
-            grouped.append((place, struct.pack("<H16s", place, keys.hold_names(hold.hold_id).id) + whole))
+            head = struct.pack("<H16sI", place, keys.hold_names(hold.hold_id).id, hold.lease_ms)
+            grouped.append((place, head + whole))
         grouped.sort(key=lambda item: item[0])
         own = [keys.account_key(partition, account) for account in accounts]
         reply = await self.client.evalsha(

@@ -2,7 +2,8 @@
 
 Rules
 1. A form is a demand some of whose amounts are blanks: ``blank(0)``, ``blank(1)`` … All else in it stands fast.
-2. A filled form is a demand like any other; its slots are spelled out only where somebody looks at their amounts.
+2. A filled form is a demand like any other; its slots are spelled out only where somebody looks at their amounts, or
+   where one of those is too large for the form's narrow values.
 
 Not here: which amounts those are, and when a form is out of date (the caller knows).
 """
@@ -28,16 +29,22 @@ class Form:
     def __init__(self, demand: Demand, blanks: int) -> None:
         self.demand = demand
         self._layout = codec.laid_out(demand, blanks)
-        self._amounts = struct.Struct(f"<B{blanks}Q")
+        self._amounts = struct.Struct("<B" + blanks * "IH")
         self._blocks, self._rest = self._layout.slots[0], self._layout.slots[self._amounts.size :]
+        self._narrow = codec.NARROW if self._blocks < codec.WIDE else 0  # amounts below it are packed in their places
 
     def fill(self, *amounts: int) -> Filled:
         """The demand with these amounts, one for each blank. Raises ValueError."""
-        codec.check_amounts(amounts)
+        halves: list[int] = []
+        for amount in amounts:
+            if not 0 <= amount < self._narrow:
+                codec.check_amounts(amounts)
+                return Filled(self.demand, amounts)
+            halves += (amount & 0xFFFFFFFF, amount >> 32)
         same = self._layout
-        slots = self._amounts.pack(self._blocks, *amounts) + self._rest
+        slots = self._amounts.pack(self._blocks, *halves) + self._rest
         packed = codec.Layout(
-            slots, same.limits, same.fields, same.settled, same.windows, same.concurrency, same.lengths_ms
+            slots, same.limits, same.fields, same.settled, same.budgets, same.windows, same.concurrency, same.lengths_ms
         )
         return Filled(self.demand, amounts, packed)
 
@@ -50,7 +57,7 @@ class Filled(Demand):
     _amounts: Sequence[int]
     _spelled: Demand | None
 
-    def __init__(self, form: Demand, amounts: Sequence[int], packed: codec.Layout) -> None:
+    def __init__(self, form: Demand, amounts: Sequence[int], packed: codec.Layout | None = None) -> None:
         self.form = form
         self._amounts = amounts
         self._spelled = None

@@ -52,8 +52,10 @@ class Check:
         self.window_starts_ms: tuple[int, ...] = ()
         for wallet in demand.wallets:
             self._check_wallet(wallet, warn_at)
-        for budget in demand.budgets:
-            self._check_budget(budget)
+        for bucket in dict.fromkeys(budget.number // keys.BUDGETS_PER_BUCKET for budget in demand.budgets):
+            for budget in demand.budgets:  # bucket by bucket: of two that refuse alike the first one decides
+                if budget.number // keys.BUDGETS_PER_BUCKET == bucket:
+                    self._check_budget(budget)
         self._check_scopes()
         self.refused = self._with_warnings()
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from limits.codec import Layout, u48
+from limits.codec import TAKE, Layout, u48
 from limits.model import (
     AccountView,
     Demand,
@@ -47,7 +47,6 @@ _VERDICTS: Final = {
 _Q = struct.Struct("<Q")
 _QQ = struct.Struct("<QQ")
 _RESERVED = struct.Struct("<QQHB")
-_TAKE = struct.Struct("<IQB")
 _VIEW = struct.Struct("<qQIH")
 _REFUSED = struct.Struct("<BcBqqqqqQQB")
 _CROSSED = struct.Struct("<BH")
@@ -113,9 +112,9 @@ def _reserved(reply: bytes, asked: Asked) -> Reserved:
     wallets, layout = asked.whole.form.wallets, asked.layout
     takes = []
     for _ in range(count):
-        number, amount, wallet = _TAKE.unpack_from(reply, at)
-        takes.append(Take(wallets[wallet - 1].wallet, number, amount))
-        at += _TAKE.size
+        number, low, middle, high, wallet = TAKE.unpack_from(reply, at)
+        takes.append(Take(wallets[wallet - 1].wallet, number, low + (middle << 32) + (high << 48)))
+        at += TAKE.size
     count, at = reply[at], at + 1
     views = []
     for item in wallets[:count]:
@@ -182,7 +181,8 @@ def _slot(letter: bytes, index: int, asked: Asked) -> tuple[str, Scope | None, s
         case b"w":
             return "wallet", None, demand.wallets[index].wallet
         case b"b":
-            return "budget", demand.budgets[index].scope, demand.budgets[index].meter
+            budget = demand.budgets[asked.layout.budgets[index]]
+            return "budget", budget.scope, budget.meter
         case b"n":
             window = demand.windows[asked.layout.windows[index]]
             return window.name, window.scope, ""

@@ -30,9 +30,9 @@ if warming > 0 then
   return 'W' .. struct.pack('<I8I8', warming, now) .. record
 end
 local hold = vals[2]
-local stored, flags, created, lease_ms, lease_end, old_takes
+local stored, flags, created, old_takes
 if hold then
-  stored, flags, created, lease_ms, lease_end, old_takes = struct.unpack(HOLD, hold)
+  stored, flags, created, old_takes = struct.unpack(HOLD, hold)
 end
 if not hold or version == 65535 or (stored ~= version and stored ~= version + 1) then
   return 'G'
@@ -44,7 +44,7 @@ if stored == version + 1 then
   end
   -- a repeat
   check_demand(ARGV[3], ARGV[4], 2, true)
-  takes, taken = old_takes, string.sub(hold, 26, 25 + 13 * old_takes)
+  takes, taken = old_takes, string.sub(hold, 12, 11 + 12 * old_takes)
   return reply_to_demand(stored, created, record)
 end
 
@@ -53,23 +53,22 @@ if refusal then
   return reply_to_demand(version, created, record)
 end
 -- After this point the extend must succeed. New takes of a grant that the hold has already are added to it.
-local merged = string.sub(hold, 26, 25 + 13 * old_takes)
-for at = 1, #taken, 13 do
-  local key, amount = string.sub(taken, at, at + 3), struct.unpack('<I8', taken, at + 4)
-  local found = find_record(merged, key, 1, 13)
+local merged = string.sub(hold, 12, 11 + 12 * old_takes)
+for at = 1, #taken, 12 do
+  local key, amount = string.sub(taken, at, at + 3), struct.unpack('<I7', taken, at + 4)
+  local found = find_record(merged, key, 1, 12)
   if found then
-    local before = struct.unpack('<I8', merged, found + 4)
-    merged = string.sub(merged, 1, found + 3) .. struct.pack('<I8', before + amount) .. string.sub(merged, found + 12)
+    local before = struct.unpack('<I7', merged, found + 4)
+    merged = string.sub(merged, 1, found + 3) .. struct.pack('<I7', before + amount) .. string.sub(merged, found + 11)
   else
-    merged = merged .. string.sub(taken, at, at + 12)
+    merged = merged .. string.sub(taken, at, at + 11)
   end
 end
-if #merged > 13 * 255 then -- more grants than a hold can name
+if #merged > 12 * 255 then -- more grants than a hold can name
   return 'G'
 end
-takes, taken = #merged / 13, merged
-vals[2] = struct.pack(HOLD, version + 1, flags, created, lease_ms, lease_end, takes, #remaining / 2) .. taken
-  .. packed_starts() .. ARGV[5]
+takes, taken = #merged / 12, merged
+vals[2] = struct.pack(HOLD, version + 1, flags, created, takes, #remaining / 2) .. taken .. packed_starts() .. ARGV[5]
 vals[1], dirty[1], dirty[2] = pack_meta(account), true, true
 write_fields(KEYS[1])
 return reply_to_demand(version + 1, created, record)

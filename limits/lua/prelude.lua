@@ -13,13 +13,15 @@
 --           i8 pending, i8 held, I6 starts ms, I6 expires ms, i4 priority
 --   bucket  field b<number / 8>: budgets, 34 bytes each: I4 number, I6 starts ms, i8 counted, i8 pending, i8 held
 --   scope   field s<kind><id>: I4 live holds, then windows, 19 bytes each: B code, I4 length s, I6 starts ms, i8 used
---   hold    field h<id>: I2 version, B flags (1 = first byte told), I8 created ms, I4 lease ms, I8 lease end ms,
---           B takes, B windows; takes of I4 number, I8 amount, B wallet index; window starts of I4 (ms mod 2^32); tail
---   tail    B blocks, values of I8 (4 a block); B wallets, B budgets, B buckets, B scopes, B windows; per wallet B abandon,
---           B amount; per budget B amount, B abandon, B starts ms, B bucket index; per scope B (128 = counts live holds)
---           + its windows; per window B code, B length s, B amount; per budget I4 number; names: per wallet, then per
---           scope, B name; note. "B name" is a length byte and the text; amounts, abandons, starts and lengths are
---           indices into the values, from 1. Fields of a hold are in this order: wallets, buckets, scopes.
+--   hold    field h<id>: I2 version, B flags (1 = first byte told), I6 created ms, B takes, B windows; takes of I4 number,
+--           I7 amount, B wallet index; window starts of I3 (ms mod 2^24); tail
+--   tail    B blocks, values of I6 (4 a block; 128 = wide: I8); B wallets, B budget kinds, B budgets, B buckets, B scopes,
+--           B window kinds, B windows; per wallet B abandon, B amount; per budget kind B amount, B abandon, B starts ms;
+--           per window kind B code, B length s, B amount; per scope B (128 = counts live holds) + its windows; per bucket
+--           I3 number / 8, B budgets, and per budget of it B kind, B number mod 8; per window B kind; names: per wallet
+--           B name, per scope its kind's letter, then 16 bytes (capital), nothing (a), or B id; note. "B name" is a
+--           length byte and the text; amounts, abandons, starts and lengths are indices into the values, kinds into
+--           their lists, from 1. Fields of a hold are in this order: wallets, buckets, scopes.
 --   vector  B wallets of (B name, B lines of (I4 number, i8 amount)); B budgets of (I4 number, I6 starts ms, i8 amount)
 --   mark    field p<id>: B state (1 lapsed, 2 settled), B entry id, vector
 --   charge  value of an outbox entry: B state, c16 hold id, B account, I2 vector length, vector, payload
@@ -39,7 +41,7 @@ local WARNED, LEVEL, FROM, TILL, CAPACITY, RESETS, POSTED, ON_HOLD = 1, 2, 3, 4,
 
 local PLACE, NUMBER, AMOUNT, COUNTED, PENDING, HELD_OF_IT = 9, 10, 11, 12, 13, 14
 
-local HOLD = '<I2BI8I4I8BB'
+local HOLD, TAKE = '<I2BI6BB', '<I4I7B'
 
 local LAPSED, SETTLED = 1, 2
 

@@ -71,11 +71,11 @@ local function take_listed(index, wallet, amount)
   local state, list, place = read_wallet(KEYS[1], index)
   local at, left, last = amount > 0 and 54 * state[PLACE] - 53 or 1, amount, 0
   while at > 0 and at < #list and (left > 0 or last == 0) do
-    local number, granted, counted, pending, held, begins, expires = struct.unpack('<c4i8i8i8i8I6I6', list, at + 2)
+    local number, granted, counted, pending, held, begins, expires = struct.unpack('<I4i8i8i8i8I6I6', list, at + 2)
     local free = granted - counted - pending - held
     if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
       local part = (free < left and takes < TAKES_MAX - 1 and amount > 0) and free or left
-      takes, taken = takes + 1, taken .. number .. struct.pack('<I8B', part, wallet)
+      takes, taken = takes + 1, taken .. struct.pack(TAKE, number, part, wallet)
       list = string.sub(list, 1, at + 29) .. struct.pack('<i8', held + part) .. string.sub(list, at + 38)
       left, last = left - part, (at + 53) / 54
     end
@@ -117,41 +117,48 @@ local function check_wallet(index, wallet, amount, minimum)
   elseif place == 0 or amount == 0 or granted - counted - pending - on_hold < amount then
     take_listed(index, wallet, amount)
   else
-    takes, taken = takes + 1, taken .. struct.pack('<I4I8B', burning, amount, wallet)
+    takes, taken = takes + 1, taken .. struct.pack(TAKE, burning, amount, wallet)
     vals[index] = struct.pack(WALLET, warned, level, from, till, capacity, resets, posted, held + amount, place, burning,
       granted, counted, pending, on_hold + amount)
     dirty[index] = true
   end
 end
 
--- Budgets: one that is older than what Redis knows was left behind, and is refused.
-local function check_budgets(tail, place, numbers, base, values, amounts, limits, first, narrow)
-  local seek = 1 -- mostly periods are asked for in their order
-  for order = 1, #numbers - 1 do
-    local amount, _, begins, index = string.byte(tail, place, place + 3)
-    local number, limit, used, held = numbers[order], limits[first], 0, 0
-    amount, begins, index = amounts[amount], values[begins], base + index
-    if not (extending and amount == 0) then
-      local bucket, at = buckets[index] or open_bucket(index), seek
-      if bucket[at] ~= number or bucket[at + 1] ~= begins then
-        at = find_period(bucket, number, begins)
+-- Budgets, bucket by bucket from a place on: one that is older than what Redis knows was left behind, and is refused.
+-- limits are from a place on, too.
+local function check_budgets(tail, kinds, place, count, base, values, amounts, limits, first, narrow)
+  local order = 0
+  for index = base + 1, base + count do
+    local eighth, members = struct.unpack('<I3B', tail, place)
+    local seek = 1 -- mostly periods are asked for in their order
+    for slot = place + 4, place + 2 * members + 2, 2 do
+      local kind, low = string.byte(tail, slot, slot + 1)
+      local number, limit, used, held = 8 * eighth + low, limits[first], 0, 0
+      local amount, begins = amounts[kinds[3 * kind - 2]], values[kinds[3 * kind]]
+      order = order + 1
+      if not (extending and amount == 0) then
+        local bucket, at = buckets[index] or open_bucket(index), seek
+        if bucket[at] ~= number or bucket[at + 1] ~= begins then
+          at = find_period(bucket, number, begins)
+        end
+        if at then
+          seek = at + 5
+          used, held = bucket[at + 2] + bucket[at + 3], bucket[at + 4]
+          bucket[at + 4] = held + amount
+        elseif has_later(bucket, number, begins) then
+          used = limit
+        else
+          add_period(account, bucket, number, begins, 0, 0, amount)
+        end
+        if used + held + amount > limit then
+          local verdict = amount > limit and TOO_LARGE or (amount > limit - used and LASTING or HELD)
+          local left = limit - used - held
+          refuse(verdict, 'b', order, string.byte(narrow, order), limit, used, held, amount, left, limits[first + 1])
+        end
       end
-      if at then
-        seek = at + 5
-        used, held = bucket[at + 2] + bucket[at + 3], bucket[at + 4]
-        bucket[at + 4] = held + amount
-      elseif has_later(bucket, number, begins) then
-        used = limit
-      else
-        add_period(account, bucket, number, begins, 0, 0, amount)
-      end
-      if used + held + amount > limit then
-        local verdict = amount > limit and TOO_LARGE or (amount > limit - used and LASTING or HELD)
-        local left = limit - used - held
-        refuse(verdict, 'b', order, string.byte(narrow, order), limit, used, held, amount, left, limits[first + 1])
-      end
+      first = first + 2
     end
-    place, first = place + 4, first + 2
+    place = place + 4 + 2 * members
   end
 end
 
@@ -161,10 +168,10 @@ local function refuse_window(order, narrowness, limit, used, amount, resets)
   refuse(verdict, 'n', order, narrowness, limit, used, 0, amount, limit - used, resets)
 end
 
--- Every scope: live holds, then windows: fixed, aligned to their first use, rolling forward only. limits are from a place
--- on, narrowness bytes of scopes from another.
-local function check_scopes(tail, flags, scopes, base, values, amounts, limits, place, narrow, narrow_from)
-  local order, counted, slots = 0, 0, flags + scopes
+-- Every scope: live holds, then windows: fixed, aligned to their first use, rolling forward only. slots: where the windows'
+-- kinds are. limits are from a place on, narrowness bytes of scopes from another.
+local function check_scopes(tail, flags, scopes, slots, kinds, base, values, amounts, limits, place, narrow, narrow_from)
+  local order, counted = 0, 0
   for scope = 1, scopes do
     local index, flag = base + scope, string.byte(tail, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
@@ -183,10 +190,10 @@ local function check_scopes(tail, flags, scopes, base, values, amounts, limits, 
       end
     end
     for _ = 1, flag do
-      local code, length, amount = string.byte(tail, slots, slots + 2)
+      local kind = 3 * string.byte(tail, slots)
+      local code, length, amount = kinds[kind - 2], values[kinds[kind - 1]], amounts[kinds[kind]]
       local limit, began, used, at = limits[place], now, 0, 2
-      length, amount = values[length], amounts[amount]
-      order, slots, place = order + 1, slots + 3, place + 1
+      order, slots, place = order + 1, slots + 1, place + 1
       while state[at] and (state[at] ~= code or state[at + 1] ~= length) do
         at = at + 4
       end
@@ -200,7 +207,7 @@ local function check_scopes(tail, flags, scopes, base, values, amounts, limits, 
           refuse_window(order, string.byte(narrow, narrow_from + scope), limit, used, amount, began + 1000 * length)
         end
         state[at], state[at + 1], state[at + 2], state[at + 3] = code, length, began, used + amount
-        starts[order] = began % 4294967296
+        starts[order] = began % 16777216
       end
     end
     vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
@@ -213,7 +220,7 @@ end
 -- Check a whole demand; vals holds its fields after base, in the tail's order. A repeat asks for nothing, only to see.
 local function check_demand(tail, packed_limits, base, repeated)
   local values, counts = read_values(tail, 1)
-  local wallets, budgets, count, scopes, windows = string.byte(tail, counts, counts + 4)
+  local wallets, budget_kinds, budgets, count, scopes, window_kinds = string.byte(tail, counts, counts + 5)
   local amounts = values
   if repeated then
     amounts = {}
@@ -229,18 +236,20 @@ local function check_demand(tail, packed_limits, base, repeated)
   end
   local limits = {struct.unpack('<' .. string.rep('I8', plain), packed_limits)}
   for wallet = 1, wallets do
-    local amount = string.byte(tail, counts + 4 + 2 * wallet)
+    local amount = string.byte(tail, counts + 6 + 2 * wallet)
     check_wallet(base + wallet, wallet, amounts[amount], limits[wallet])
   end
-  local narrow, place = string.sub(packed_limits, 8 * plain + 1), counts + 5 + 2 * wallets
-  local flags = place + 4 * budgets
+  local narrow, kinds_at = string.sub(packed_limits, 8 * plain + 1), counts + 7 + 2 * wallets
+  local flags = kinds_at + 3 * budget_kinds + 3 * window_kinds
+  local place = flags + scopes
   base = base + wallets
   if budgets > 0 then
-    local numbers = {struct.unpack('<' .. string.rep('I4', budgets), tail, flags + scopes + 3 * windows)}
-    check_budgets(tail, place, numbers, base, values, amounts, limits, wallets + 1, narrow)
+    local kinds = read_kinds(tail, kinds_at, budget_kinds)
+    check_budgets(tail, kinds, place, count, base, values, amounts, limits, wallets + 1, narrow)
   end
-  local first = wallets + 2 * budgets + 1
-  check_scopes(tail, flags, scopes, base + count, values, amounts, limits, first, narrow, budgets)
+  local kinds, first = read_kinds(tail, flags - 3 * window_kinds, window_kinds), wallets + 2 * budgets + 1
+  local slots = place + 4 * count + 2 * budgets
+  check_scopes(tail, flags, scopes, slots, kinds, base + count, values, amounts, limits, first, narrow, budgets)
 end
 
 -- The windows' starts as a hold keeps them; those that an extend did not touch stay as they are.
@@ -248,10 +257,10 @@ local function packed_starts()
   local count = #remaining / 2
   for order = 1, extending and count or 0 do
     if not starts[order] then
-      starts[order] = struct.unpack('<I4', extending, tail_of(extending) - 4 * (count - order + 1))
+      starts[order] = struct.unpack('<I3', extending, tail_of(extending) - 3 * (count - order + 1))
     end
   end
-  return struct.pack('<' .. string.rep('I4', count), unpack(starts))
+  return struct.pack('<' .. string.rep('I3', count), unpack(starts))
 end
 
 -- The reply to a demand that fits or is refused.

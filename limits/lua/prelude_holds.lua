@@ -161,50 +161,63 @@ end
 -- The values of a tail that starts at a position, and where its counts begin.
 local function read_values(packed, at)
   local blocks = string.byte(packed, at)
-  local values = {struct.unpack('<I8I8I8I8', packed, at + 1)}
-  for block = 2, blocks do
-    local first = 4 * block - 3
-    values[first], values[first + 1], values[first + 2], values[first + 3] =
-      struct.unpack('<I8I8I8I8', packed, at + 32 * block - 31)
+  if blocks < 128 then
+    local values = {struct.unpack('<I6I6I6I6', packed, at + 1)}
+    for block = 2, blocks do
+      local first = 4 * block - 3
+      values[first], values[first + 1], values[first + 2], values[first + 3] =
+        struct.unpack('<I6I6I6I6', packed, at + 24 * block - 23)
+    end
+    return values, at + 1 + 24 * blocks
   end
-  for index = 1, 4 * blocks do
+  local count = 4 * (blocks - 128)
+  local values = {struct.unpack('<' .. string.rep('I8', count), packed, at + 1)}
+  for index = 1, count do
     if values[index] > AMOUNT_MAX then
       reject('an amount is out of range')
     end
   end
-  return values, at + 1 + 32 * blocks
+  return values, at + 1 + 8 * count
 end
 
 -- Where a hold's tail begins.
 local function tail_of(hold)
-  local takes, windows = string.byte(hold, 24, 25)
-  return 26 + 13 * takes + 4 * windows
+  local takes, windows = string.byte(hold, 10, 11)
+  return 12 + 12 * takes + 3 * windows
 end
 
--- The position of the names in a tail whose counts are at a position.
-local function names_at(packed, at)
-  local wallets, budgets, _, scopes, windows = string.byte(packed, at, at + 4)
-  return at + 5 + 2 * wallets + 8 * budgets + scopes + 3 * windows
+-- What a tail's kinds say, three bytes each: the kinds from a position on, and how many.
+local function read_kinds(packed, at, count)
+  return {string.byte(packed, at, at + 3 * count - 1)}
 end
 
 -- The fields that a hold's slots live in, in the tail's order: wallets, buckets, scopes. Answers where its note begins too.
 local function fields_of(hold)
   local counts = tail_of(hold)
-  counts = counts + 1 + 32 * string.byte(hold, counts)
-  local wallets, budgets, count, scopes, windows = string.byte(hold, counts, counts + 4)
-  local list, at, name = {}, names_at(hold, counts), nil
+  local values = string.byte(hold, counts)
+  counts = counts + 1 + (values < 128 and 24 * values or 32 * (values - 128))
+  local wallets, budget_kinds, budgets, count, scopes, window_kinds, windows = string.byte(hold, counts, counts + 6)
+  local bucket_at = counts + 7 + 2 * wallets + 3 * budget_kinds + 3 * window_kinds + scopes
+  local list, at, name = {}, bucket_at + 4 * count + 2 * budgets + windows, nil
   for index = 1, wallets do
     name, at = struct.unpack('<Bc0', hold, at)
     list[index] = 'w' .. name
   end
-  local places, numbers = counts + 5 + 2 * wallets, counts + 5 + 2 * wallets + 4 * budgets + scopes + 3 * windows
-  for budget = 0, budgets - 1 do
-    local place = wallets + string.byte(hold, places + 4 * budget + 3)
-    list[place] = 'b' .. math.floor(struct.unpack('<I4', hold, numbers + 4 * budget) / 8)
+  for index = wallets + 1, wallets + count do
+    local eighth, members = struct.unpack('<I3B', hold, bucket_at)
+    list[index], bucket_at = 'b' .. eighth, bucket_at + 4 + 2 * members
   end
-  for scope = 1, scopes do
-    name, at = struct.unpack('<Bc0', hold, at)
-    list[wallets + count + scope] = name
+  for index = wallets + count + 1, wallets + count + scopes do
+    local letter = string.byte(hold, at)
+    if letter < 97 then
+      name, at = struct.unpack('<c17', hold, at)
+    elseif letter == 97 then
+      name, at = 'a', at + 1
+    else
+      name, at = struct.unpack('<Bc0', hold, at + 1)
+      name = string.char(letter) .. name
+    end
+    list[index] = 's' .. name
   end
   return list, at
 end
@@ -228,7 +241,7 @@ local function correct_window(packed, at, code, length, began, change)
     end
     starts, used = struct.unpack('<I6i8', packed, at + 5)
   end
-  if starts % 4294967296 ~= began then
+  if starts % 16777216 ~= began then
     return packed
   end
   used = used + change
@@ -236,9 +249,10 @@ local function correct_window(packed, at, code, length, began, change)
 end
 
 -- Put a hold's live counts on (sign 1) or take them off (sign -1). actuals: nil leaves its windows as they are, else per
--- window what was used (-1: as reserved). starts, flags: where the hold has its windows' starts, its scopes' flags.
-local function move_scopes(hold, starts, flags, scopes, values, base, sign, actuals)
-  local slots, seen = flags + scopes, 0
+-- window what was used (-1: as reserved). starts, flags, slots: where the hold has its windows' starts, its scopes' flags,
+-- its windows' kinds.
+local function move_scopes(hold, starts, flags, scopes, slots, kinds, values, base, sign, actuals)
+  local seen = 0
   for scope = 1, scopes do
     local index, flag = base + scope, string.byte(hold, flags + scope - 1)
     local packed = vals[index] or '\0\0\0\0'
@@ -246,13 +260,16 @@ local function move_scopes(hold, starts, flags, scopes, values, base, sign, actu
       flag, packed = flag - 128, struct.pack('<I4', struct.unpack('<I4', packed) + sign) .. string.sub(packed, 5)
     end
     for window = 1, actuals and flag or 0 do
-      local code, length, amount = string.byte(hold, slots, slots + 2)
       local used = actuals[seen + window]
-      if used >= 0 and used ~= values[amount] then
-        local began = struct.unpack('<I4', hold, starts + 4 * (seen + window - 1))
-        packed = correct_window(packed, 19 * window - 14, code, values[length], began, used - values[amount])
+      if used >= 0 then
+        local kind = 3 * string.byte(hold, slots + seen + window - 1)
+        local amount = values[kinds[kind]]
+        if used ~= amount then
+          local began = struct.unpack('<I3', hold, starts + 3 * (seen + window - 1))
+          local code, length = kinds[kind - 2], values[kinds[kind - 1]]
+          packed = correct_window(packed, 19 * window - 14, code, length, began, used - amount)
+        end
       end
-      slots = slots + 3
     end
     seen = seen + flag
     if packed ~= vals[index] then
@@ -264,36 +281,42 @@ end
 -- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts and periods: what goes to
 -- pending of the same grants and budgets in the same step; what is done is taken out of them.
 local function move_hold(account, meta, hold, base, sign, actuals, amounts, periods)
-  local takes, windows = string.byte(hold, 24, 25)
-  local at = 26
+  local takes, windows = string.byte(hold, 10, 11)
+  local at = 12
   for _ = 1, takes do
-    local number, amount, wallet = struct.unpack('<I4I8B', hold, at)
+    local number, amount, wallet = struct.unpack(TAKE, hold, at)
     local pending = amounts[number]
     bump_grant(account, base + wallet, number, 0, pending or 0, sign * amount, sign > 0 or pending)
-    amounts[number], at = nil, at + 13
+    amounts[number], at = nil, at + 12
   end
-  local values, counts = read_values(hold, at + 4 * windows)
-  local wallets, budgets, count, scopes = string.byte(hold, counts, counts + 3)
-  local place, seek = counts + 5 + 2 * wallets, 1
-  local flags = place + 4 * budgets
-  local numbers = {struct.unpack('<' .. string.rep('I4', budgets), hold, flags + scopes + 3 * windows)}
-  for budget = 1, budgets do
-    local amount, _, starts, index = string.byte(hold, place, place + 3)
-    local number, pending, line = numbers[budget], 0, 4 * budget
-    starts, index, place = values[starts], base + wallets + index, place + 4
-    if periods[line - 2] == number and periods[line - 1] == starts then
-      pending, periods[line] = periods[line], 0
-    end
-    local held, bucket = sign * values[amount], buckets[index] or open_bucket(index)
-    if bucket[seek] == number and bucket[seek + 1] == starts then -- the usual way
-      local p, h = bucket[seek + 3] + pending, bucket[seek + 4] + held
-      if bucket[seek + 2] + p > AMOUNT_MAX or h > AMOUNT_MAX then
-        reject('a sum is out of range')
+  local values, counts = read_values(hold, at + 3 * windows)
+  local wallets, budget_kinds, _, count, scopes, window_kinds = string.byte(hold, counts, counts + 5)
+  local kinds_at = counts + 7 + 2 * wallets
+  local flags, line = kinds_at + 3 * budget_kinds + 3 * window_kinds, 0
+  local kinds, place = read_kinds(hold, kinds_at, budget_kinds), flags + scopes
+  for index = base + wallets + 1, base + wallets + count do
+    local eighth, members = struct.unpack('<I3B', hold, place)
+    local bucket, seek = buckets[index] or open_bucket(index), 1
+    for slot = place + 4, place + 2 * members + 2, 2 do
+      local kind, low = string.byte(hold, slot, slot + 1)
+      local number, starts, held = 8 * eighth + low, values[kinds[3 * kind]], sign * values[kinds[3 * kind - 2]]
+      local pending = 0
+      line = line + 4
+      if periods[line - 2] == number and periods[line - 1] == starts then
+        pending, periods[line] = periods[line], 0
       end
-      bucket[seek + 3], bucket[seek + 4], seek = p, h, seek + 5
-    else
-      seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
+      if bucket[seek] == number and bucket[seek + 1] == starts then -- the usual way
+        local p, h = bucket[seek + 3] + pending, bucket[seek + 4] + held
+        if bucket[seek + 2] + p > AMOUNT_MAX or h > AMOUNT_MAX then
+          reject('a sum is out of range')
+        end
+        bucket[seek + 3], bucket[seek + 4], seek = p, h, seek + 5
+      else
+        seek = bump_period(meta, index, seek, number, starts, 0, pending, held, held > 0 or pending > 0)
+      end
     end
+    place = place + 4 + 2 * members
   end
-  move_scopes(hold, at, flags, scopes, values, base + wallets + count, sign, actuals)
+  kinds = actuals and read_kinds(hold, flags - 3 * window_kinds, window_kinds)
+  move_scopes(hold, at, flags, scopes, place, kinds, values, base + wallets + count, sign, actuals)
 end

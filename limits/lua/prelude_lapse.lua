@@ -21,15 +21,15 @@ end
 
 -- What a lapse charges one wallet: its abandon over its takes in order, the excess on the last. Answers lines and count.
 local function abandoned_lines(hold, wallet, abandon)
-  local takes, left, last, lines, found = string.byte(hold, 24), abandon, 0, '', 0
+  local takes, left, last, lines, found = string.byte(hold, 10), abandon, 0, '', 0
   for take = 1, takes do
-    last = string.byte(hold, 25 + 13 * take) == wallet and take or last
+    last = string.byte(hold, 11 + 12 * take) == wallet and take or last
   end
   for take = 1, last do
-    local number, amount, owner = struct.unpack('<c4I8B', hold, 13 + 13 * take)
+    local number, amount, owner = struct.unpack(TAKE, hold, 12 * take)
     local part = take == last and left or math.min(left, amount)
     if owner == wallet and part > 0 then
-      lines, left, found = lines .. number .. struct.pack('<i8', part), left - part, found + 1
+      lines, left, found = lines .. struct.pack('<I4i8', number, part), left - part, found + 1
     end
   end
   return lines, found
@@ -38,26 +38,29 @@ end
 -- What a lapse charges: a vector of each wallet's and each budget's abandon.
 local function abandoned(hold, list)
   local values, counts = read_values(hold, tail_of(hold))
-  local wallets, budgets, _, scopes, windows = string.byte(hold, counts, counts + 4)
+  local wallets, budget_kinds, _, count, scopes, window_kinds = string.byte(hold, counts, counts + 5)
   local parts, found = '', 0
   for wallet = 1, wallets do
-    local abandon = values[string.byte(hold, counts + 3 + 2 * wallet)]
-    local lines, count = abandoned_lines(hold, wallet, abandon)
-    if count > 0 then
+    local abandon = values[string.byte(hold, counts + 5 + 2 * wallet)]
+    local lines, some = abandoned_lines(hold, wallet, abandon)
+    if some > 0 then
       local name = string.sub(list[wallet], 2)
-      parts, found = parts .. struct.pack('<Bc0B', #name, name, count) .. lines, found + 1
+      parts, found = parts .. struct.pack('<Bc0B', #name, name, some) .. lines, found + 1
     end
   end
-  local vector = string.char(found) .. parts
-  local places = counts + 5 + 2 * wallets
-  local numbers = places + 4 * budgets + scopes + 3 * windows
-  parts, found = '', 0
-  for budget = 0, budgets - 1 do
-    local abandon, starts = string.byte(hold, places + 4 * budget + 1, places + 4 * budget + 2)
-    if values[abandon] > 0 then
-      local number = struct.unpack('<I4', hold, numbers + 4 * budget)
-      parts, found = parts .. struct.pack('<I4I6i8', number, values[starts], values[abandon]), found + 1
+  local vector, place = string.char(found) .. parts, counts + 7 + 2 * wallets
+  local kinds = read_kinds(hold, place, budget_kinds)
+  place, parts, found = place + 3 * budget_kinds + 3 * window_kinds + scopes, '', 0
+  for _ = 1, count do
+    local eighth, members = struct.unpack('<I3B', hold, place)
+    for slot = place + 4, place + 2 * members + 2, 2 do
+      local kind, low = string.byte(hold, slot, slot + 1)
+      local abandon = values[kinds[3 * kind - 1]]
+      if abandon > 0 then
+        parts, found = parts .. struct.pack('<I4I6i8', 8 * eighth + low, values[kinds[3 * kind]], abandon), found + 1
+      end
     end
+    place = place + 4 + 2 * members
   end
   return vector .. string.char(found) .. parts
 end

@@ -19,7 +19,7 @@ if not hold then
 end
 local meta = read_meta(found[1])
 local nothing = {}
-for window = 1, string.byte(hold, 25) do
+for window = 1, string.byte(hold, 11) do
   nothing[window] = 0
 end
 free_hold(KEYS[1], KEYS[3], meta, ARGV[2], hold, nothing)

@@ -3,7 +3,8 @@
 -- Flags: allow-oom
 -- KEYS  1 the partition's outbox (stream)  2 the partition's lease index (sorted set)  3… accounts (hashes)
 -- ARGV  1 policy (packed, see prelude.lua)
---       2… per hold, ordered by account: I2 number of the account (from 1), c16 hold id, then the hold (packed)
+--       2… per hold, ordered by account: I2 number of the account (from 1), c16 hold id, I4 lease ms, then the
+--         hold (packed)
 -- Example  a beat: no accounts, no holds → "P…" with the partition's record
 -- Effect
 --   * The partition's record is made anew if this is another incarnation; its beat is now. A beat that comes too late
@@ -34,12 +35,12 @@ local function move_slots(account, meta, hold, sign)
 end
 
 -- One hold of an account whose meta is at hand.
-local function renew_one(account, meta, id, given)
+local function renew_one(account, meta, id, lease_ms, given)
   local field = 'h' .. id
   local found = redis.call('HMGET', account, field, 'p' .. id)
   local stored, mark = found[1], found[2]
-  local version, flags, created, lease_ms, _, takes, windows = struct.unpack(HOLD, given)
-  local body = string.sub(given, 26)
+  local version, flags, created, takes, windows = struct.unpack(HOLD, given)
+  local body = string.sub(given, 12)
   if not stored then
     if mark and string.byte(mark) == SETTLED then
       return
@@ -53,19 +54,17 @@ local function renew_one(account, meta, id, given)
       move_slots(account, meta, stored, -1)
       move_slots(account, meta, given, 1)
     else
-      version, _, created, _, _, takes, windows = struct.unpack(HOLD, stored)
-      body = string.sub(stored, 26)
+      version, _, created, takes, windows = struct.unpack(HOLD, stored)
+      body = string.sub(stored, 12)
     end
   end
-  local lease_end = now + lease_ms
-  local hold = struct.pack(HOLD, version, flags, created, lease_ms, lease_end, takes, windows) .. body
-  redis.call('HSET', account, field, hold)
-  index_lease(account, LEASES, meta, id, lease_end)
+  redis.call('HSET', account, field, struct.pack(HOLD, version, flags, created, takes, windows) .. body)
+  index_lease(account, LEASES, meta, id, now + lease_ms)
 end
 
 local owner, account, meta = 0, nil, nil
 for index = 2, #ARGV do
-  local number, id = struct.unpack('<I2c16', ARGV[index])
+  local number, id, lease_ms = struct.unpack('<I2c16I4', ARGV[index])
   if number ~= owner then
     if account then
       redis.call('HSET', account, 'm', pack_meta(meta))
@@ -74,7 +73,7 @@ for index = 2, #ARGV do
     local packed = redis.call('HGET', account, 'm')
     meta = packed and read_meta(packed) or new_meta(LEASES)
   end
-  renew_one(account, meta, id, string.sub(ARGV[index], 19))
+  renew_one(account, meta, id, lease_ms, string.sub(ARGV[index], 23))
 end
 if account then
   redis.call('HSET', account, 'm', pack_meta(meta))

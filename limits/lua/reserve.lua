@@ -53,9 +53,9 @@ if hold then -- a repeat: nothing is taken, the same takes, and the wallets and 
   end
   extending, thresholds = hold, ''
   check_demand(tail, limits, 2, true)
-  local version, created = struct.unpack('<I2xI8', hold)
-  takes = string.byte(hold, 24)
-  taken = string.sub(hold, 26, 25 + 13 * takes)
+  local version, created = struct.unpack('<I2xI6', hold)
+  takes = string.byte(hold, 10)
+  taken = string.sub(hold, 12, 11 + 12 * takes)
   return reply_to_demand(version, created, record)
 end
 if account[REV] ~= rev then
@@ -81,11 +81,10 @@ if refusal or lease_ms == 0 then
   return reply_to_demand(1, now, record)
 end
 -- After this point the reserve must succeed.
-local lease_end = now + lease_ms
 account[HOLDS] = account[HOLDS] + 1
-index_lease(KEYS[1], KEYS[3], account, id, lease_end)
+index_lease(KEYS[1], KEYS[3], account, id, now + lease_ms)
 vals[1], dirty[1] = pack_meta(account), true
-vals[2] = struct.pack(HOLD, 1, 0, now, lease_ms, lease_end, takes, #remaining / 2) .. taken .. packed_starts() .. tail
+vals[2] = struct.pack(HOLD, 1, 0, now, takes, #remaining / 2) .. taken .. packed_starts() .. tail
 dirty[2] = true
 write_fields(KEYS[1])
 return reply_to_demand(1, now, record)

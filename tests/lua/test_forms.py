@@ -21,7 +21,7 @@ TOKENS, COST, OWED = blank(0), blank(1), blank(2)
 def demand(tokens: int, cost: int, owed: int) -> Demand:
     return together(
         wallet(cost, abandon=owed),
-        budget(cost, 10**12, abandon=owed),
+        budget(cost, AMOUNT_MAX, abandon=owed),
         window(1, 60, scope=TEAM),
         window(tokens, 10**9, name="tokens", scope=HERE),
         concurrency(5, scope=TEAM),
@@ -60,11 +60,12 @@ def test_a_blank_that_a_form_does_not_have_is_no_amount() -> None:
         Form(wallet(blank(1)), 1)
 
 
-async def test_a_filled_form_takes_and_gives_back_what_its_demand_would(lab: Lab) -> None:
+@pytest.mark.parametrize("cost", [5_000, codec.NARROW - 1, codec.NARROW, 2**51])
+async def test_a_filled_form_takes_and_gives_back_what_its_demand_would(lab: Lab, cost: int) -> None:
     """Reserved through a form, then renewed, grown and settled: the account stands as with the plain demand."""
-    await lab.ready(10**9)
+    await lab.ready(2**52)
     held = {}
-    for name, asked in (("plain", demand(70, 5_000, 900)), ("filled", FORM.fill(70, 5_000, 900))):
+    for name, asked in (("plain", demand(70, cost, 900)), ("filled", FORM.fill(70, cost, 900))):
         reply = await lab.engine.reserve(lab.request(asked), ticket="t")
         assert isinstance(reply, Reserved)
         grown = await lab.engine.extend(reply.hold, demand(0, 50, 0))

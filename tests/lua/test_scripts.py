@@ -85,7 +85,7 @@ async def test_an_amount_beyond_what_is_exact_is_refused_by_the_script(lab: Lab)
     await lab.ready(100)
     raw = Raw(lab)
     for amount in (2**53, 2**53 + 1, 2**63, 2**64 - 1):
-        raw.slots = raw.slots[:1] + struct.pack("<Q", amount) + raw.slots[9:]
+        raw.slots = struct.pack("<B8Q", codec.WIDE + 2, amount, *[0] * 7) + Raw(lab).slots[1 + 6 * 8 :]
         with pytest.raises(ScriptRejected, match="LIMITS an amount is out of range"):
             await raw.send(lab.client)
     assert (await lab.view()).holds_open == 0
@@ -95,7 +95,7 @@ async def test_an_amount_beyond_what_is_exact_is_refused_by_the_script(lab: Lab)
 async def test_a_truncated_argument_is_refused_and_writes_nothing(lab: Lab, part: str) -> None:
     await lab.ready(100)
     whole = Raw(lab)
-    names = sum(len(name) for name in (b" tokens", b"  K", bytes(16)))  # read when the hold ends, not here
+    names = sum(len(name) for name in (b" tokens", b"K", bytes(16)))  # read when the hold ends, not here
     for length in range(len(getattr(whole, part)) - (names if part == "slots" else 0)):
         raw = Raw(lab)
         setattr(raw, part, getattr(raw, part)[:length])
