@@ -61,9 +61,10 @@ class RateCard:
             + usage.cache_write_5m * write_5m
             + usage.cache_write_1h * write_1h
             + usage.output * output
-            + min(usage.reasoning, usage.output) * reasoning_more
             + request
         )
+        if usage.reasoning:
+            total += min(usage.reasoning, usage.output) * reasoning_more
         denominator = self._denominator
         return min((2 * total + denominator) // (2 * denominator), AMOUNT_MAX)
 

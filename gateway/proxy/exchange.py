@@ -278,8 +278,9 @@ class Exchange:
         try:
             outcome, bill = self._made or await self._bill()
             await settle(self.gateway, self.admission, bill, self.bound, outcome)
-        finally:  # whatever went wrong: a hold that nobody ends must not be renewed
+        except BaseException:  # whatever went wrong: a hold that nobody ends must not be renewed
             self.gateway.quota.holds.remove(self.admission.hold)
+            raise
         self.gateway.metrics.overhead.observe(SETTLE, time.perf_counter() - started_s)
 
 
