@@ -262,4 +262,5 @@ class Engine:
 
 def _first_seq(confirm: Confirm) -> int:
     """In order of the account's seqs, so that its watermark moves at once."""
-    return min((delta.seq for delta in confirm.deltas), default=0)
+    deltas = confirm.deltas
+    return deltas[0].seq if len(deltas) == 1 else min((delta.seq for delta in deltas), default=0)

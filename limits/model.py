@@ -317,6 +317,17 @@ class OfBudget(Protocol):
     def amount(self) -> int: ...
 
 
+class OfChange(Protocol):
+    """What a change of a hold's charge puts on them: a ``Delta``, or the caller's own."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def lines(self) -> tuple[OfGrant, ...]: ...
+    @property
+    def budgets(self) -> tuple[OfBudget, ...]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class BudgetLine:
     number: int
@@ -359,7 +370,7 @@ class Confirm:
     account: str
     hold_id: str
     state: ChargeState
-    deltas: tuple[Delta, ...]
+    deltas: tuple[OfChange, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import Final
 
-from limits.model import Charge, ChargeState, Delta, Hold, OfBudget, OfGrant, Scope, Snapshot
+from limits.model import Charge, ChargeState, Hold, OfBudget, OfChange, OfGrant, Scope, Snapshot
 from limits.values import dataclass
 
 LAPSES_PER_RESERVE: Final = 4
@@ -124,7 +124,7 @@ class Account:
     windows: dict[tuple[Scope, str, int], WindowUse] = field(default_factory=dict)
     holds: dict[str, OpenHold] = field(default_factory=dict)
     marks: dict[str, Mark] = field(default_factory=dict)
-    kept: dict[int, Delta] = field(default_factory=dict)
+    kept: dict[int, OfChange] = field(default_factory=dict)
 
     def grant(self, wallet: str, number: int) -> Grant:
         return self.wallets.setdefault(wallet, Wallet()).grants.setdefault(number, Grant())

@@ -13,6 +13,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 from gateway.domain.charges import ChargeRow, Committed, Unreadable
@@ -29,6 +30,7 @@ BATCH_MAX = 500
 RETRY_S = 0.5
 CALLS_AT_ONCE = 64
 KEPT_MAX = 50_000
+_STATES = {state.value: state for state in engine_model.ChargeState}
 
 
 class ChargeWriter(Protocol):
@@ -39,9 +41,7 @@ class ChargeWriter(Protocol):
 
 def confirm_of(committed: Committed) -> engine_model.Confirm:
     """What SQL decided, in the engine's words."""
-    deltas = tuple([engine_model.Delta(change.seq, change.lines, change.budgets) for change in committed.changes])
-    state = engine_model.ChargeState(committed.state)
-    return engine_model.Confirm(committed.account_id, committed.hold_id, state, deltas)
+    return engine_model.Confirm(committed.account_id, committed.hold_id, _STATES[committed.state], committed.changes)
 
 
 class Scribe:
@@ -130,7 +130,7 @@ class Scribe:
     async def _flush_rows(self) -> bool:
         """One batch at a time, in order; False when the database did not answer."""
         while self._rows:
-            batch = [self._rows[index] for index in range(min(BATCH_MAX, len(self._rows)))]
+            batch = list(islice(self._rows, BATCH_MAX))
             try:
                 await self.write([row for row, _ in batch])
             except StoreUnavailable:
