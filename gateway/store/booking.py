@@ -191,7 +191,7 @@ class Batch:
             account.budget_uses[period] = account.budget_uses.get(period, 0) + amount
             budgets.append(f"[{number},{starts_at_ms},{amount}]")
         left = account.left(wallet, at_ms)
-        return Booked(change.seq, now_ms, left, f"[{','.join(lines)}]", f"[{','.join(budgets)}]")
+        return change.seq, now_ms, left, f"[{','.join(lines)}]", f"[{','.join(budgets)}]"
 
     def became_low(self, now_ms: int) -> list[Low]:
         """The wallets that this batch takes from at or above their mark to below it."""

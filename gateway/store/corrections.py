@@ -25,7 +25,7 @@ from gateway.store.common import changed, lock_account, new_id, record
 from gateway.store.database import Database
 from gateway.store.grants import grant_of, post
 from gateway.store.schema import accounts, grants, usage
-from gateway.store.usage_rows import COLUMNS, Booked, line_text, row_of
+from gateway.store.usage_rows import COLUMNS, line_text, row_of
 
 ROUTE = "correction"
 
@@ -115,5 +115,5 @@ def _usage(
     )  # fmt: skip
     left = {grant.number: grant.amount - grant.used - moved.get(grant.number, 0) for grant in period}
     texts = [line_text(number, amount, left[number], None) for number, amount in lines]
-    booked = Booked(seq, now_ms, sum(left.values()), f"[{','.join(texts)}]", "[]")
+    booked = (seq, now_ms, sum(left.values()), f"[{','.join(texts)}]", "[]")
     return dict(zip(COLUMNS, row_of(row, booked), strict=True))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from gateway.domain.charges import REVERSED, BudgetLine, ChargeChange, ChargeRow, GrantLine
 from gateway.domain.periods import DAY_MS, billing_month
@@ -27,14 +27,9 @@ _NEGATED: Final = (
 _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-class Booked(NamedTuple):
-    """What the booking of a change adds to its row."""
-
-    seq: int
-    at_ms: int
-    balance_after: int  # of its wallet's open grants
-    lines: str  # as the columns of these names
-    budgets: str
+# What booking a change adds to its row: its seq, the time, what its wallet's open grants have left, and the texts of its
+# lines and of its budgets.
+Booked = tuple[int, int, int, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +75,12 @@ def row_of(charge: ChargeRow, booked: Booked) -> tuple[Any, ...]:
 
 def row_of_reversal(lapse: Known, booked: Booked, ended_at_ms: int) -> tuple[Any, ...]:
     """The lapse's row once more with all its amounts negated, at the time of the settle."""
+    seq, committed_at_ms, balance_after, lines, budgets = booked
     values = lapse.values()
     values.update({name: -values[name] for name in _NEGATED})
     values.update(
-        seq=booked.seq, state=REVERSED, at_ms=ended_at_ms, committed_at_ms=booked.at_ms,
-        month=_month(ended_at_ms // DAY_MS), balance_after=booked.balance_after, lines=booked.lines,
-        budgets=booked.budgets,
+        seq=seq, state=REVERSED, at_ms=ended_at_ms, committed_at_ms=committed_at_ms,
+        month=_month(ended_at_ms // DAY_MS), balance_after=balance_after, lines=lines, budgets=budgets,
     )  # fmt: skip
     return tuple(values.values())
 
