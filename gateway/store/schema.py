@@ -325,7 +325,6 @@ usage = Table(
     _int("created_at_ms"),  # when the hold was taken
     _int("at_ms"),  # when it ended
     _int("committed_at_ms"),
-    Column("month", String(7), nullable=False),  # of at_ms, UTC: 2026-11; found by at_ms
     _text("route"),
     _text("model", nullable=True),
     _text("upstream", nullable=True),
@@ -336,14 +335,9 @@ usage = Table(
     _text("basis"),
     _int("input"),
     _int("cache_read"),
-    _int("cache_write_5m"),
-    _int("cache_write_1h"),
-    _int("cache_write"),
     _int("output"),
-    _int("reasoning"),
     _int("held"),
     _int("charged"),
-    _int("overrun"),
     _int("balance_after"),  # of the wallet's open grants
     _text("lines"),  # JSON [[grant number, amount, left on the grant, its wallet if another], …]
     _text("budgets"),  # JSON [[budget number, period start, amount], …]
@@ -352,11 +346,16 @@ usage = Table(
     _id("key_id", nullable=True),
     _id("team_id", nullable=True),
     _id("user_id", nullable=True),
+    _int("cache_write_5m", default=0),  # from here on: what most charges say nothing of (usage_rows.SELDOM)
+    _int("cache_write_1h", default=0),
+    _int("cache_write", default=0),
+    _int("reasoning", default=0),
+    _int("overrun", default=0),
+    _int("waived", default=0),  # what it would have cost, had its plan not been in shadow
+    _text("shadow", nullable=True),  # why it would have been refused then
     _text("job", nullable=True),
     _text("job_type", nullable=True),
-    _text("metadata"),
-    _text("shadow", nullable=True),  # why it would have been refused: its plan was in shadow
-    _int("waived", default=0),  # what it would have cost then
+    Column("metadata", Text, nullable=False, server_default=text("'{}'")),
     PrimaryKeyConstraint("account_id", "seq"),
     UniqueConstraint("hold_id", "state"),
     Index(None, "account_id", "at_ms", "seq"),

@@ -15,18 +15,22 @@ from typing import Any, Final
 
 from sqlalchemy import BigInteger, ColumnElement, Row, Select, case, cast, func, literal_column, select, tuple_
 
-from gateway.domain.periods import DAY_MS, day_of, month_span
+from gateway.domain.periods import DAY_MS, billing_month, day_of, month_span
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.common import Page, page_of, page_size, storable
-from gateway.store.database import Database
+from gateway.store.database import Database, Dialect
 from gateway.store.schema import usage
 
 _KINDS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning")
-_DAY: Final = "day"  # of the call's end, in UTC
+_DAY, _MONTH = "day", "month"  # of the call's end, in UTC
+_MONTHS: Final[Mapping[Dialect, str]] = {
+    "sqlite": "strftime('%Y-%m', usage.at_ms / 1000, 'unixepoch')",
+    "postgresql": "to_char(to_timestamp(usage.at_ms / 1000) AT TIME ZONE 'UTC', 'YYYY-MM')",
+}
 _GROUPS: Final = (
     _DAY,
-    "month",
+    _MONTH,
     "wallet",
     "feature",
     "plan",
@@ -155,7 +159,7 @@ class UsageLog:
         for name in by:
             if name not in _GROUPS:
                 raise BadRequest("invalid_group", f"Usage can be summed by {', '.join(_GROUPS)}.", param="by")
-        groups = [_group(name) for name in by]
+        groups = [self._group(name) for name in by]
         sums = [_sum(usage.c[name]).label(name) for name in ("charged", "overrun", "waived", *_KINDS)]
         calls = _sum(case((usage.c.state == "reversed", -1), else_=1)).label("calls")
         columns = (
@@ -187,9 +191,10 @@ class UsageLog:
             for row in rows
         )
 
-
-def _group(name: str) -> ColumnElement[Any]:
-    return usage.c.at_ms // literal_column(str(DAY_MS)) if name == _DAY else usage.c[name]
+    def _group(self, name: str) -> ColumnElement[Any]:
+        if name == _DAY:
+            return usage.c.at_ms // literal_column(str(DAY_MS))
+        return literal_column(_MONTHS[self._database.dialect]) if name == _MONTH else usage.c[name]
 
 
 def _told(name: str, value: Any) -> str | None:
@@ -238,7 +243,7 @@ def _record_of(row: Row[Any]) -> UsageRecord:
         state=row.state,
         created_at_ms=row.created_at_ms,
         at_ms=row.at_ms,
-        month=row.month,
+        month=billing_month(row.at_ms),
         route=row.route,
         model=row.model,
         upstream=row.upstream,

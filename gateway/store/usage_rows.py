@@ -6,20 +6,24 @@ A tuple has all of ``COLUMNS`` in their order, which is the table's: it goes int
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 from gateway.domain.charges import REVERSED, BudgetLine, ChargeChange, ChargeRow, GrantLine
-from gateway.domain.periods import DAY_MS, billing_month
 from limits.values import dataclass
 
-COLUMNS: Final = (
-    "account_id", "seq", "hold_id", "state", "created_at_ms", "at_ms", "committed_at_ms", "month", "route", "model",
-    "upstream", "plan", "feature", "wallet", "card_version", "basis", "input", "cache_read", "cache_write_5m",
-    "cache_write_1h", "cache_write", "output", "reasoning", "held", "charged", "overrun", "balance_after", "lines",
-    "budgets", "status", "end", "key_id", "team_id", "user_id", "job", "job_type", "metadata", "shadow", "waived",
+ALWAYS: Final = (
+    "account_id", "seq", "hold_id", "state", "created_at_ms", "at_ms", "committed_at_ms", "route", "model", "upstream",
+    "plan", "feature", "wallet", "card_version", "basis", "input", "cache_read", "output", "held", "charged",
+    "balance_after", "lines", "budgets", "status", "end", "key_id", "team_id", "user_id",
 )  # fmt: skip
+SELDOM: Final = {  # what most charges say nothing of, with the table's defaults: such rows go in without them
+    "cache_write_5m": 0, "cache_write_1h": 0, "cache_write": 0, "reasoning": 0, "overrun": 0, "waived": 0,
+    "shadow": None, "job": None, "job_type": None, "metadata": "{}",
+}  # fmt: skip
+COLUMNS: Final = (*ALWAYS, *SELDOM)
+_DEFAULTS: Final = tuple(SELDOM.values())
 _NEGATED: Final = (
     "input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning",
     "held", "charged", "overrun", "waived",
@@ -27,8 +31,8 @@ _NEGATED: Final = (
 _dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
-# What booking a change adds to its row: its seq, the time, what its wallet's open grants have left, and the texts of its
-# lines and of its budgets.
+# What booking a change adds to its row: its seq, the time, what its wallet's open grants have left, and the texts of
+# its lines and budgets.
 Booked = tuple[int, int, int, str, str]
 
 
@@ -65,12 +69,24 @@ def row_of(charge: ChargeRow, booked: Booked) -> tuple[Any, ...]:
     )  # fmt: skip
     return (
         charge.account_id, seq, charge.hold_id, charge.state, charge.created_at_ms, charge.ended_at_ms,
-        committed_at_ms, _month(charge.ended_at_ms // DAY_MS), *texts, str(charge.basis), used.input, used.cache_read,
-        used.cache_write_5m, used.cache_write_1h, used.cache_write, used.output, used.reasoning, charge.held,
-        charge.charged, charge.overrun, balance_after, lines, budgets, charge.status, end,
-        charge.key_id, charge.team_id, charge.user_id, storable_text(charge.job), storable_text(charge.job_type),
-        _dumps(charge.metadata) if charge.metadata else "{}", charge.shadow, charge.waived,
+        committed_at_ms, *texts, str(charge.basis), used.input, used.cache_read, used.output, charge.held,
+        charge.charged, balance_after, lines, budgets, charge.status, end, charge.key_id, charge.team_id,
+        charge.user_id, used.cache_write_5m, used.cache_write_1h, used.cache_write, used.reasoning, charge.overrun,
+        charge.waived, charge.shadow, storable_text(charge.job), storable_text(charge.job_type),
+        _dumps(charge.metadata) if charge.metadata else "{}",
     )  # fmt: skip
+
+
+def parted(rows: Iterable[tuple[Any, ...]]) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """The rows that say nothing of what is SELDOM, without it, and the others."""
+    count = len(ALWAYS)
+    usual, others = [], []
+    for row in rows:
+        if row[count:] == _DEFAULTS:
+            usual.append(row[:count])
+        else:
+            others.append(row)
+    return usual, others
 
 
 def row_of_reversal(lapse: Known, booked: Booked, ended_at_ms: int) -> tuple[Any, ...]:
@@ -79,8 +95,8 @@ def row_of_reversal(lapse: Known, booked: Booked, ended_at_ms: int) -> tuple[Any
     values = lapse.values()
     values.update({name: -values[name] for name in _NEGATED})
     values.update(
-        seq=seq, state=REVERSED, at_ms=ended_at_ms, committed_at_ms=committed_at_ms,
-        month=_month(ended_at_ms // DAY_MS), balance_after=balance_after, lines=lines, budgets=budgets,
+        seq=seq, state=REVERSED, at_ms=ended_at_ms, committed_at_ms=committed_at_ms, balance_after=balance_after,
+        lines=lines, budgets=budgets,
     )  # fmt: skip
     return tuple(values.values())
 
@@ -102,9 +118,3 @@ def storable_text(text: str | None) -> str | None:
 def _storable_all(*texts: str | None) -> tuple[str | None, ...]:
     """Texts that many charges share."""
     return tuple(storable_text(text) for text in texts)
-
-
-@lru_cache(maxsize=64)
-def _month(day: int) -> str:
-    """The billing month of a day since 1970: asked for each charge, and nearly always the same."""
-    return billing_month(day * DAY_MS)

@@ -34,7 +34,7 @@ from gateway.store.grants import entry_values
 from gateway.store.schema import accounts, budget_uses, budgets, grants, ledger, usage, usage_rejects
 from gateway.store.schema_alerts import alerts
 from gateway.store.script import Prepared, Script, prepare
-from gateway.store.usage_rows import COLUMNS
+from gateway.store.usage_rows import ALWAYS, COLUMNS, parted
 
 BATCH_MAX: Final = 1000
 
@@ -125,7 +125,7 @@ class Writer:
         return batch
 
     def _write(self, batch: Batch, now_ms: int) -> Script[None]:
-        """Everything that the batch adds, one statement per table."""
+        """Everything that the batch adds, by table."""
         sql = self._sql
         moved = [account for account in batch.accounts.values() if account.seq > account.seq_before]
         seqs: list[dict[str, Any]] = []
@@ -141,9 +141,10 @@ class Writer:
             for (number, starts_at_ms), added in account.budget_uses.items():
                 uses.append({"account_id": account.id, "number": number, "starts_at_ms": starts_at_ms, "used": added})
             entries += entry_values(account.id, account.posted(), now_ms=now_ms)
+        usual, others = parted(batch.usage)
         writes = (
-            (sql.reject, batch.rejects), (sql.usage, batch.usage), (sql.seq, seqs), (sql.used, used), (sql.use, uses),
-            (sql.entry, entries), (sql.alert, self._low(batch, now_ms)),
+            (sql.reject, batch.rejects), (sql.usual, usual), (sql.usage, others), (sql.seq, seqs), (sql.used, used),
+            (sql.use, uses), (sql.entry, entries), (sql.alert, self._low(batch, now_ms)),
         )  # fmt: skip
         for statement, values in writes:
             if values:
@@ -201,6 +202,7 @@ class _Statements:
     all_grants: Prepared
     budgets: Prepared
     reject: Prepared
+    usual: Prepared  # of usage: with the columns that every charge needs
     usage: Prepared
     seq: Prepared
     used: Prepared
@@ -240,6 +242,7 @@ class _Statements:
             all_grants=prepare(dialect, select(*columns).where(of_accounts)),
             budgets=prepare(dialect, select(budgets.c.account_id, budgets.c.number).where(of_budgets)),
             reject=prepare(dialect, rejecting, *(column.name for column in usage_rejects.c if column.name != "id")),
+            usual=prepare(dialect, _appending(usage), *ALWAYS),
             usage=prepare(dialect, _appending(usage), *COLUMNS),
             seq=prepare(dialect, moving.values(seq=bindparam("last_seq"), charged_at_ms=bindparam("now_ms"))),
             used=prepare(dialect, using.values(used=g.used + bindparam("added"), charged_at_ms=latest)),
