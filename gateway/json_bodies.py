@@ -72,7 +72,7 @@ def kind(value: object) -> str:
 
 def is_deep(value: object) -> bool:
     """Level by level, containers only: the cost is the number of containers and their members."""
-    level = [value] if isinstance(value, (dict, list)) else []
+    level = [value] if type(value) is dict or type(value) is list else []
     for _ in range(DEPTH_MAX):
         if not level:
             return False

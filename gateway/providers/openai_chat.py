@@ -40,8 +40,11 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
         return None
     read = written = reasoning = 0
     if details := part_in(usage, "prompt_tokens_details"):
-        read = min(prompt, tokens_in(details, "cached_tokens") or 0)
-        written = min(prompt - read, tokens_in(details, "cache_write_tokens") or 0)
+        read = tokens_in(details, "cached_tokens") or 0
+        written = tokens_in(details, "cache_write_tokens") or 0
+        if read + written > prompt:
+            read = min(prompt, read)
+            written = prompt - read
     if details := part_in(usage, "completion_tokens_details"):
         reasoning = tokens_in(details, "reasoning_tokens") or 0
     unlisted = (tokens_in(usage, "total_tokens") or 0) - prompt - output

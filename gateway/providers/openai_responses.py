@@ -38,8 +38,11 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
         return None
     read = written = reasoning = 0
     if details := part_in(usage, "input_tokens_details"):
-        read = min(given, tokens_in(details, "cached_tokens") or 0)
-        written = min(given - read, tokens_in(details, "cache_write_tokens") or 0)
+        read = tokens_in(details, "cached_tokens") or 0
+        written = tokens_in(details, "cache_write_tokens") or 0
+        if read + written > given:
+            read = min(given, read)
+            written = given - read
     if details := part_in(usage, "output_tokens_details"):
         reasoning = tokens_in(details, "reasoning_tokens") or 0
     return Usage(

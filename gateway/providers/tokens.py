@@ -167,20 +167,18 @@ class Counter:
             return False
         left = _THREAD_CHARACTERS - sum(map(len, prompt.texts))
         for text in prompt.texts:
-            if self._remembered(hash((of.encoding, text)), text) is not None:
+            key = hash((of.encoding, text))
+            packed = self._young.get(key) or self._old.get(key)
+            if packed is not None and packed >> 32 == len(text):
                 left += len(text)
         return left < 0
 
     def _sought(self, key: int, text: str, name: str) -> int:
         """The length and the count of a text that is not among the young."""
-        packed = self._remembered(key, text)
-        if packed is None:
+        packed = self._old.get(key)
+        if packed is None or packed >> 32 != len(text):
             packed = len(text) << 32 | count_text(text, name)
         if len(self._young) >= self._generation_entries_max:
             self._old, self._young = self._young, {}
         self._young[key] = packed
         return packed
-
-    def _remembered(self, key: int, text: str) -> int | None:
-        packed = self._young.get(key) or self._old.get(key)
-        return packed if packed is not None and packed >> 32 == len(text) else None
