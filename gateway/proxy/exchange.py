@@ -182,8 +182,8 @@ class Exchange:
         self.gateway.count_stream(+1)
         try:
             await writer.start()
-            if first:
-                await writer.write(first)
+            if first and writer.write(first):
+                await writer.drain()
             self.visit.laps.relay_s += time.perf_counter() - came_s
             await relay.stream(self.visit, forwarded.reply, scanner, writer, forwarded.upstream.keys)
             if scanner.failed:
@@ -192,7 +192,8 @@ class Exchange:
             self.end = self._end_of(End.UPSTREAM_ERROR)
             if scanner.event_boundary() and not writer.within_event:
                 told = self._truly(error)
-                await writer.write(self.adapter.error_event(told, self.admission.hold.hold_id, scanner))
+                if writer.write(self.adapter.error_event(told, self.admission.hold.hold_id, scanner)):
+                    await writer.drain()
             else:
                 writer.break_off()
         except BaseException:

@@ -75,19 +75,23 @@ class Writer:
         if self._transport is not None:
             self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_HIGH_BYTES)
 
-    async def write(self, data: bytes) -> None:
-        """One piece of the body, in one write. Waits while the client's socket is full."""
+    def write(self, data: bytes) -> bool:
+        """One piece of the body, in one write. True when the client's socket is full: ``drain`` before the next."""
         transport = self._transport
         if self._visit.left or transport is None or self._writer is None:
-            return
+            return False
         transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._framed else data)
-        if transport.get_write_buffer_size() > _WRITE_BUFFER_HIGH_BYTES:
-            full_s = perf_counter()
-            try:
-                await self._writer.drain()
-            except ConnectionError:
-                self._visit.leave()
-            self._visit.laps.stalled_s += perf_counter() - full_s
+        return transport.get_write_buffer_size() > _WRITE_BUFFER_HIGH_BYTES
+
+    async def drain(self) -> None:
+        """Wait while the client's socket is full."""
+        assert self._writer is not None  # something was written
+        full_s = perf_counter()
+        try:
+            await self._writer.drain()
+        except ConnectionError:
+            self._visit.leave()
+        self._visit.laps.stalled_s += perf_counter() - full_s
 
     def break_off(self) -> None:
         """Close without the last chunk: the client must not take what it has for a whole answer."""
@@ -103,8 +107,8 @@ async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer, s
         while chunk := await reply.read():
             came_s = perf_counter()
             out = scanner.feed(chunk)
-            if out and not visit.left:
-                await writer.write(mask_events(out, secrets))
+            if out and not visit.left and writer.write(mask_events(out, secrets)):
+                await writer.drain()
             spent_s += perf_counter() - came_s
     finally:
         visit.laps.relay_s += spent_s
@@ -113,8 +117,8 @@ async def stream(visit: Visit, reply: Reply, scanner: Scanner, writer: Writer, s
     if is_cut(scanner):
         writer.within_event = is_within
         raise UpstreamInterrupted
-    if tail and not visit.left:
-        await writer.write(mask_events(tail, secrets))
+    if tail and not visit.left and writer.write(mask_events(tail, secrets)):
+        await writer.drain()
 
 
 def is_cut(scanner: Scanner) -> bool:
