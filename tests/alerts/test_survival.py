@@ -88,6 +88,9 @@ async def test_an_alert_outlives_the_workers_that_raised_it(tmp_path: Path) -> N
             assert found["deliveries"][0]["state"] in ("pending", "sent")
             await eventually(lambda: bool(receiver.received), what="it arrives after all", within_s=30)
             assert {call.id for call in receiver.received} == tried
-            await eventually(
-                lambda: server.cli("alerts", "list")[0]["deliveries"][0]["state"] == "sent", what="it is known to"
-            )
+
+            async def told() -> bool:
+                (found,) = await asyncio.to_thread(server.cli, "alerts", "list")
+                return bool(found["deliveries"][0]["state"] == "sent")
+
+            await eventually(told, what="it is known to")

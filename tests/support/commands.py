@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -38,6 +41,18 @@ class Result:
     def json(self) -> Any:
         assert self.code == 0, self.err
         return json.loads(self.out)
+
+
+def run_here(*arguments: str, env: Mapping[str, str]) -> Result:
+    """One command line in this process and thread, as ``tollgate`` runs it with ``env`` added to the environment.
+
+    A process of its own spends a second on importing; what such a process does, tests/e2e/test_cli_process.py tells.
+    """
+    with patch.dict(os.environ, env), contextlib.ExitStack() as stack:
+        out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        code = execute(app, arguments)
+    return Result(code, out.getvalue(), err.getvalue())
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from gateway.installation import Installation, open_installation
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
 from gateway.serve import prepare
+from tests.support.commands import run_here
 from tests.support.processes import free_port, spawn, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,9 +178,10 @@ class Served:
 
     def cli(self, *arguments: str, check: bool = True) -> Any:
         """Run a CLI command with ``--json`` against this installation; answers the parsed output."""
-        done = run_cli(*arguments, "--json", config=self.config, data=self.data, env=self.env)
-        assert not check or done.returncode == 0, f"{arguments}: exit {done.returncode}: {done.stderr or done.stdout}"
-        return orjson.loads(done.stdout) if done.stdout.strip() else None
+        places = ("--config", str(self.config), "--data", str(self.data))
+        done = run_here(*arguments, "--json", *places, env=self.env)
+        assert not check or done.code == 0, f"{arguments}: exit {done.code}: {done.err or done.out}"
+        return orjson.loads(done.out) if done.out.strip() else None
 
     def output(self) -> str:
         return self.log.read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tests.support.gateways import ROOT, Served, served
 WEBHOOK_SECRET = "whsec_of_the_tests"
 STRIPE = {"STRIPE_SECRET_KEY": "sk_test_of_the_tests", "STRIPE_WEBHOOK_SECRET": WEBHOOK_SECRET}
 ADMIN_TOKEN = "admin-token-of-the-tests"
-TRIES = 20  # a busy machine may keep Redis from its 250 ms, or a call before from its settle: "try again shortly"
+PATIENCE_S = 20  # a busy machine may keep Redis from its 250 ms, or a call before from its settle: "try again shortly"
 MODEL = "claude-sonnet-4-5"
 
 
@@ -34,6 +35,10 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     text: str
+
+    @property
+    def told_to_come_again(self) -> bool:
+        return self.status == 503 or '"held_elsewhere"' in self.text
 
     @property
     def json(self) -> Any:
@@ -118,10 +123,11 @@ class System:
         if content is not None:
             sent.setdefault("content-type", "application/json")
         where = urlsplit(base or self.served.url).netloc
-        for _ in range(TRIES):
-            answer = _exchange(where, method, path + ("?" + urlencode(query) if query else ""), content, sent)
-            if answer.status != 503 and '"held_elsewhere"' not in answer.text:
-                break
+        target = path + ("?" + urlencode(query) if query else "")
+        answer = _exchange(where, method, target, content, sent)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while answer.told_to_come_again and time.monotonic() < deadline_s:
+            answer = _exchange(where, method, target, content, sent)
         return answer
 
     def admin(self, method: str, path: str, body: Any = None, **query: str) -> Answer:

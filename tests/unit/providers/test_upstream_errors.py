@@ -111,9 +111,7 @@ def test_each_dialect_has_its_own_rate_limit_headers() -> None:
             "x-ratelimit-remaining-requests": "0",
             "x-ratelimit-reset-requests": "1m1s",
         }
-    headers = ADAPTERS["anthropic"].rate_limit_headers(
-        {"tokens": (60, 5, now_ms + 1), "uses": (1, 1, now_ms)}, now_ms
-    )
+    headers = ADAPTERS["anthropic"].rate_limit_headers({"tokens": (60, 5, now_ms + 1), "uses": (1, 1, now_ms)}, now_ms)
     assert headers == {
         "anthropic-ratelimit-tokens-limit": "60",
         "anthropic-ratelimit-tokens-remaining": "5",
