@@ -27,34 +27,52 @@ from gateway.errors import (
 
 RETRY_AFTER_MAX_S: Final = 60
 SERVER: Final = {"Server": "tollgate"}  # and no version of anything
+_BROKEN: Final = (OSError, web.RequestPayloadError, ClientPayloadError)
+
+
+def body_at_hand(request: web.BaseRequest, *, bytes_max: int) -> bytes | None:
+    """The body when all of it is here, as nearly always; None while it is under way.
+
+    Raises BodyTooLarge, ExpectationFailed, RequestError."""
+    content = request.content
+    if not content.is_eof():
+        return None
+    if "Expect" in request.headers:
+        _expects_word(request)
+    try:
+        body = content.read_nowait()
+    except _BROKEN as error:
+        raise _broken() from error
+    if len(body) > bytes_max:
+        raise BodyTooLarge
+    return body
 
 
 async def read_body(request: web.BaseRequest, *, bytes_max: int, within_s: float) -> bytes:
     """Raises BodyTooLarge, RequestTimeout, ExpectationFailed, RequestError."""
-    content = request.content
-    is_whole = content.is_eof()  # it came with the headers
-    if not is_whole and (request.content_length or 0) > bytes_max:
+    whole = body_at_hand(request, bytes_max=bytes_max)
+    if whole is not None:
+        return whole
+    if (request.content_length or 0) > bytes_max:
         raise BodyTooLarge
-    is_waiting = "Expect" in request.headers and _expects_word(request)
+    if "Expect" in request.headers and _expects_word(request) and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    body = bytearray()
     try:
-        if is_whole:
-            whole = content.read_nowait()
-            if len(whole) > bytes_max:
-                raise BodyTooLarge
-            return whole
-        if is_waiting and request.transport is not None:
-            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = bytearray()
         async with asyncio.timeout(within_s):
-            while piece := await content.readany():
+            while piece := await request.content.readany():
                 body += piece
                 if len(body) > bytes_max:
                     raise BodyTooLarge
         return bytes(body)
     except TimeoutError as error:
         raise RequestTimeout from error
-    except (OSError, web.RequestPayloadError, ClientPayloadError) as error:
-        raise RequestError("The request broke off before its body was complete.") from error
+    except _BROKEN as error:
+        raise _broken() from error
+
+
+def _broken() -> RequestError:
+    return RequestError("The request broke off before its body was complete.")
 
 
 def check_media(request: web.BaseRequest, media: str | None) -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from gateway.config.model import Config, Upstream
 from gateway.domain.plans import Feature, Model
-from gateway.edge import check_media, read_body
+from gateway.edge import body_at_hand, check_media, read_body
 from gateway.errors import BadRequest, UnknownFeature, UnknownModel
 from gateway.providers.adapter import Adapter, Call
 from gateway.proxy.laps import Laps
@@ -43,8 +43,11 @@ async def parse(config: Config, adapter: Adapter, request: web.BaseRequest, laps
     """
     headers = request.headers
     check_media(request, "application/json")
-    body = await read_body(request, bytes_max=config.settings.body_max_bytes, within_s=body_s)
-    laps.restart()
+    bytes_max = config.settings.body_max_bytes
+    body = body_at_hand(request, bytes_max=bytes_max)
+    if body is None:
+        body = await read_body(request, bytes_max=bytes_max, within_s=body_s)
+        laps.restart()
     return asked_of(config, adapter, body, headers)
 
 

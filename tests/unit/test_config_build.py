@@ -10,7 +10,7 @@ import pytest
 
 from gateway.config.export import exported
 from gateway.config.loading import load
-from gateway.config.model import Address, Config
+from gateway.config.model import SERVED_MAX, Address, Config
 from gateway.domain.alerts import AlertRules, Channels, LowMark, Mail, RapidUse, Spike, Webhook
 from gateway.domain.periods import Period
 from gateway.domain.plans import (
@@ -111,6 +111,26 @@ def test_an_upstream_without_a_key_is_off() -> None:
     upstream = config(text, {"KEY2": " sk-2\n"}).settings.upstreams["anthropic"]
     assert (upstream.on, upstream.keys, upstream.output_field) == (True, ("sk-2",), "max_tokens")
     assert upstream.url == "https://api.anthropic.com"
+
+
+def test_a_model_is_served_by_the_upstreams_that_are_on_and_speak_its_dialect() -> None:
+    loaded = config(env={"KEY": "sk-1"})
+    for _ in range(2):  # found, then remembered
+        listed, other = loaded.served("claude-a", "anthropic"), loaded.served("claude-b", "anthropic")
+        assert listed is not None and other is not None
+        assert (listed.label, other.label) == ("claude-a", "claude-*")
+        assert [upstream.name for upstream in listed.upstreams] == ["anthropic"]
+        foreign = loaded.served("claude-a", "openai")
+        assert foreign is not None and foreign.upstreams == ()
+        assert loaded.served("gpt-5", "openai") is None
+    assert config(env={}).served("claude-a", "anthropic") is None, "none of its upstreams is on"
+
+
+def test_what_is_remembered_of_models_is_bounded() -> None:
+    loaded = config(env={"KEY": "sk-1"})
+    for number in range(3 * SERVED_MAX):
+        assert loaded.served(f"claude-{number}", "anthropic") is not None
+    assert len(loaded._served) <= SERVED_MAX
 
 
 def card(text: str, meter: str = "{decimals: 3}") -> dict[str, Fraction | None]:

@@ -106,6 +106,8 @@ DUPLICATES = [
     (b'{"model": "a", "n": 1, "n": 100}', "n"),
     (b'{"model": "a", "mod\\u0065l": "b"}', "model"),
     (b'{"model": "a", "\\u006d\\u006F\\u0064\\u0065\\u006c": "b"}', "model"),
+    (b'{"model" : "a", "user": "model", "model"\n\t: "b"}', "model"),
+    (b'{"max_completion_token\\u0073": 1, "model": "a", "max_completion_tokens": 2}', "max_completion_tokens"),
     (b'{"model": "a", "padding": ' + PADDING + b', "model": "b"}', "model"),
     (b'{"model": "a", "padding": ' + PADDING + b', "max\\u005ftokens": 1, "max_tokens": 2}', "max_tokens"),
 ]
