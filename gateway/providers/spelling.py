@@ -22,7 +22,20 @@ from gateway.domain.periods import rfc3339
 from gateway.errors import TollgateError, tollgate_member
 
 Tightest = Mapping[str, tuple[int, int, int]]  # kind → (limit, remaining, resets_at_ms)
-_KINDS = ("requests", "tokens")  # that the dialects have words for
+_KINDS = ("requests", "tokens")  # what the dialects have words for
+# The kind, and how its limit, what remains of it and its reset are called.
+_ANTHROPIC_LIMITS = [
+    (
+        each,
+        f"anthropic-ratelimit-{each}-limit",
+        f"anthropic-ratelimit-{each}-remaining",
+        f"anthropic-ratelimit-{each}-reset",
+    )
+    for each in _KINDS
+]
+_OPENAI_LIMITS = [
+    (each, f"x-ratelimit-limit-{each}", f"x-ratelimit-remaining-{each}", f"x-ratelimit-reset-{each}") for each in _KINDS
+]
 
 
 def anthropic_error(error: TollgateError, request_id: str) -> dict[str, Any]:
@@ -56,24 +69,24 @@ def sse(content: dict[str, Any], name: str | None = None) -> bytes:
 def anthropic_limit_headers(tightest: Tightest) -> dict[str, str]:
     """``anthropic-ratelimit-<kind>-*``; the reset is an RFC 3339 instant, rounded up to a second."""
     headers: dict[str, str] = {}
-    for kind in _KINDS:
+    for kind, limit_name, remaining_name, reset_name in _ANTHROPIC_LIMITS:
         if kind in tightest:
             limit, remaining, resets_at_ms = tightest[kind]
-            headers[f"anthropic-ratelimit-{kind}-limit"] = str(limit)
-            headers[f"anthropic-ratelimit-{kind}-remaining"] = str(remaining if remaining > 0 else 0)
-            headers[f"anthropic-ratelimit-{kind}-reset"] = rfc3339(-(-resets_at_ms // 1000) * 1000)
+            headers[limit_name] = str(limit)
+            headers[remaining_name] = str(remaining if remaining > 0 else 0)
+            headers[reset_name] = rfc3339(-(-resets_at_ms // 1000) * 1000)
     return headers
 
 
 def openai_limit_headers(tightest: Tightest, now_ms: int) -> dict[str, str]:
     """``x-ratelimit-*-<kind>``; the reset is a duration such as ``6m0s``."""
     headers: dict[str, str] = {}
-    for kind in _KINDS:
+    for kind, limit_name, remaining_name, reset_name in _OPENAI_LIMITS:
         if kind in tightest:
             limit, remaining, resets_at_ms = tightest[kind]
-            headers[f"x-ratelimit-limit-{kind}"] = str(limit)
-            headers[f"x-ratelimit-remaining-{kind}"] = str(remaining if remaining > 0 else 0)
-            headers[f"x-ratelimit-reset-{kind}"] = duration(resets_at_ms - now_ms)
+            headers[limit_name] = str(limit)
+            headers[remaining_name] = str(remaining if remaining > 0 else 0)
+            headers[reset_name] = duration(resets_at_ms - now_ms)
     return headers
 
 

@@ -48,7 +48,7 @@ class Exchange:
         self.outgoing: Outgoing | None = None
         self.forwarded: Forwarded | None = None
         self.scanner: Scanner | None = None
-        self.end = End.COMPLETE
+        self.end: str = End.COMPLETE
         self._made: tuple[Outcome, Bill] | None = None
         self._drain: asyncio.TimerHandle | None = None
         self._was_cut = False
@@ -207,7 +207,7 @@ class Exchange:
         """Who broke off: it may have been us."""
         return UpstreamInterrupted(_RESTARTED, retry_after_s=error.retry_after_s) if self._stopping else error
 
-    def _end_of(self, otherwise: End) -> End:
+    def _end_of(self, otherwise: str) -> str:
         if self.visit.left:
             return End.CLIENT_LEFT
         return End.SHUTDOWN if self._stopping else otherwise
@@ -261,7 +261,7 @@ class Exchange:
             self.admission,
             outcome,
             status=self.forwarded.reply.status if self.forwarded is not None else 0,
-            end=self.end.value,
+            end=self.end,
             upstream=self.forwarded.upstream.name if self.forwarded is not None else None,
         )
 

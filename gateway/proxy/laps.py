@@ -57,7 +57,7 @@ class Laps:
 
     def answered(self) -> None:
         """The answer has ended, or there is none."""
-        relay_s = max(0.0, self.relay_s - self.stalled_s)
+        relay_s = self.relay_s - self.stalled_s if self.relay_s > self.stalled_s else 0.0
         if self.relay_s:
             self._metrics.overhead.observe(RELAY, relay_s)
         self._metrics.overhead.observe(TOTAL, self._own_s + relay_s)

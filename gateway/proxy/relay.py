@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from enum import StrEnum
 from time import perf_counter
+from typing import Final
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -30,13 +30,13 @@ BUFFERED_BYTES_MAX = 1_048_576
 _WRITE_BUFFER_HIGH_BYTES = 32_768
 
 
-class End(StrEnum):
+class End:
     """How an answer ended, as the usage record says it."""
 
-    COMPLETE = "complete"
-    CLIENT_LEFT = "client_left"  # drained to its end, or cut
-    UPSTREAM_ERROR = "upstream_error"
-    SHUTDOWN = "shutdown"
+    COMPLETE: Final = "complete"
+    CLIENT_LEFT: Final = "client_left"  # drained to its end, or cut
+    UPSTREAM_ERROR: Final = "upstream_error"
+    SHUTDOWN: Final = "shutdown"
 
 
 async def read_whole(reply: Reply, scanner: Scanner, laps: Laps) -> tuple[bytes, bool]:

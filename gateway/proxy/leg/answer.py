@@ -85,11 +85,11 @@ class Answer:
         """Stop: whoever is reading gets UpstreamInterrupted. Idempotent."""
         if self._is_closed:
             return
-        self._is_closed = True
+        self._is_closed = self.is_broken = True
         self.pieces.clear()
-        source = self.source
-        self.break_off(None)
+        source, self.source = self.source, None
         if source is not None:
+            self.wake()
             source.abandon()
 
     def end(self) -> None:
