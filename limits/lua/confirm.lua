@@ -1,7 +1,7 @@
 -- SQL has these charges of an account: drop their pending marks and outbox entries, count their deltas, each once.
 --
 -- Flags: allow-oom
--- Seldom: new_meta bump_listed read_vector know_wallet find_period add_period has_later free_hold
+-- Seldom: new_meta bump_listed read_vector know_wallet find_period add_period free_hold
 -- KEYS  1 the account (hash)  2 the partition's outbox (stream)  3 the partition's lease index (sorted set)
 -- ARGV  1 policy (packed, see prelude.lua)
 --       2 the charges, packed: c16 hold id, B state that SQL has (1 lapsed, 2 settled), I4 length of its deltas in bytes;

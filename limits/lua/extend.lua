@@ -21,8 +21,8 @@ local id, version = struct.unpack('<c16I2', ARGV[2])
 read_clock()
 local stamp, record = incarnation(KEYS[3], KEYS[2])
 use_fields(KEYS[1], {unpack(ARGV, 7)})
-account = vals[1] and read_meta(vals[1])
-if not account or account[STAMP] ~= stamp then
+account_meta = vals[1] and read_meta(vals[1])
+if not account_meta or account_meta[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[6])
 end
 local warming = warming_until(record)
@@ -44,7 +44,7 @@ if stored == version + 1 then
   end
   -- a repeat
   check_demand(ARGV[3], ARGV[4], 2, true)
-  takes, taken = old_takes, string.sub(hold, 12, 11 + 12 * old_takes)
+  takes_count, taken = old_takes, string.sub(hold, 12, 11 + 12 * old_takes)
   return reply_to_demand(stored, created, record)
 end
 
@@ -67,8 +67,8 @@ end
 if #merged > 12 * 255 then -- more grants than a hold can name
   return 'G'
 end
-takes, taken = #merged / 12, merged
-vals[2] = struct.pack(HOLD, version + 1, flags, created, takes, #remaining / 2) .. taken .. packed_starts() .. ARGV[5]
-vals[1], dirty[1], dirty[2] = pack_meta(account), true, true
+takes_count, taken = #merged / 12, merged
+vals[2] = struct.pack(HOLD, version + 1, flags, created, takes_count, #remaining / 2) .. taken .. packed_starts() .. ARGV[5]
+vals[1], dirty[1], dirty[2] = pack_meta(account_meta), true, true
 write_fields(KEYS[1])
 return reply_to_demand(version + 1, created, record)

@@ -13,9 +13,9 @@ local TAKES_MAX = 128 -- the grants that a hold's first wallets may name; each f
 
 local refusal, refusal_rank -- the deciding slot's report, once one refuses
 local extending -- the stored hold, when an open hold grows: slots that ask for nothing are not checked
-local account -- meta of the account
-local takes, taken = 0, '' -- what comes from which grant: count and packed takes
-local views, remaining, starts = {}, {}, {} -- per wallet and per window, for the reply and the hold
+local account_meta -- meta of the account
+local takes_count, taken = 0, '' -- what comes from which grant: count and packed takes
+local views, remaining, window_starts = {}, {}, {} -- per wallet and per window, for the reply and the hold
 local thresholds, lowest, crossed, crossings = '', nil, '', 0
 
 -- Keep a refusal if it decides: lasting beats passing, then the narrowest scope, then the first slot.
@@ -43,7 +43,7 @@ end
 local function check_warnings(index, wallet, spent)
   local packed = vals[index]
   local warned_period, level = struct.unpack('<I6I2', packed)
-  level = warned_period == account[PERIOD] and level or 0
+  level = warned_period == account_meta[PERIOD] and level or 0
   local reached = level
   for at = 1, #thresholds, 2 do
     local threshold = struct.unpack('<I2', thresholds, at)
@@ -52,7 +52,7 @@ local function check_warnings(index, wallet, spent)
     end
   end
   if reached > level then
-    vals[index] = struct.pack('<I6I2', account[PERIOD], reached) .. string.sub(packed, 9)
+    vals[index] = struct.pack('<I6I2', account_meta[PERIOD], reached) .. string.sub(packed, 9)
     local args, list = {names[index], vals[index]}, 'x' .. string.sub(names[index], 2)
     for other = index + 1, #names do
       if names[other] == list then -- sums made anew a moment ago: the field and its list belong together
@@ -74,8 +74,8 @@ local function take_listed(index, wallet, amount)
     local number, granted, counted, pending, held, begins, expires = struct.unpack('<I4i8i8i8i8I6I6', list, at + 2)
     local free = granted - counted - pending - held
     if (free > 0 or amount == 0) and begins <= now and (expires == 0 or expires > now) then
-      local part = (free < left and takes < TAKES_MAX - 1 and amount > 0) and free or left
-      takes, taken = takes + 1, taken .. struct.pack(TAKE, number, part, wallet)
+      local part = (free < left and takes_count < TAKES_MAX - 1 and amount > 0) and free or left
+      takes_count, taken = takes_count + 1, taken .. struct.pack(TAKE, number, part, wallet)
       list = string.sub(list, 1, at + 29) .. struct.pack('<i8', held + part) .. string.sub(list, at + 38)
       left, last = left - part, (at + 53) / 54
     end
@@ -117,7 +117,7 @@ local function check_wallet(index, wallet, amount, minimum)
   elseif place == 0 or amount == 0 or granted - counted - pending - on_hold < amount then
     take_listed(index, wallet, amount)
   else
-    takes, taken = takes + 1, taken .. struct.pack(TAKE, burning, amount, wallet)
+    takes_count, taken = takes_count + 1, taken .. struct.pack(TAKE, burning, amount, wallet)
     vals[index] = struct.pack(WALLET, warned, level, from, till, capacity, resets, posted, held + amount, place, burning,
       granted, counted, pending, on_hold + amount)
     dirty[index] = true
@@ -148,7 +148,7 @@ local function check_budgets(tail, kinds, place, count, base, values, amounts, l
         elseif has_later(bucket, number, begins) then
           used = limit
         else
-          add_period(account, bucket, number, begins, 0, 0, amount)
+          add_period(account_meta, bucket, number, begins, 0, 0, amount)
         end
         if used + held + amount > limit then
           local verdict = amount > limit and TOO_LARGE or (amount > limit - used and LASTING or HELD)
@@ -207,7 +207,7 @@ local function check_scopes(tail, flags, scopes, slots, kinds, base, values, amo
           refuse_window(order, string.byte(narrow, narrow_from + scope), limit, used, amount, began + 1000 * length)
         end
         state[at], state[at + 1], state[at + 2], state[at + 3] = code, length, began, used + amount
-        starts[order] = began % 16777216
+        window_starts[order] = began % 16777216
       end
     end
     vals[index], dirty[index] = struct.pack(scope_format((#state - 1) / 4), unpack(state)), true
@@ -256,11 +256,11 @@ end
 local function packed_starts()
   local count = #remaining / 2
   for order = 1, extending and count or 0 do
-    if not starts[order] then
-      starts[order] = struct.unpack('<I3', extending, tail_of(extending) - 3 * (count - order + 1))
+    if not window_starts[order] then
+      window_starts[order] = struct.unpack('<I3', extending, tail_of(extending) - 3 * (count - order + 1))
     end
   end
-  return struct.pack('<' .. string.rep('I3', count), unpack(starts))
+  return struct.pack('<' .. string.rep('I3', count), unpack(window_starts))
 end
 
 -- The reply to a demand that fits or is refused.
@@ -269,7 +269,7 @@ local function reply_to_demand(hold_version, created, record)
     return 'F' .. refusal .. struct.pack('<I8B', now, crossings) .. crossed
   end
   local wallets, windows = #views / 3, #remaining / 2
-  return 'R' .. struct.pack('<I8I8I2B', now, created, hold_version, takes) .. taken
+  return 'R' .. struct.pack('<I8I8I2B', now, created, hold_version, takes_count) .. taken
     .. struct.pack('<B' .. string.rep('i8I8I6', wallets), wallets, unpack(views))
     .. struct.pack('<B' .. string.rep('I8I8', windows), windows, unpack(remaining))
     .. struct.pack('<B', crossings) .. crossed .. record

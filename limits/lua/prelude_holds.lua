@@ -291,17 +291,21 @@ local function move_hold(account, meta, hold, base, sign, actuals, amounts, peri
   end
   local values, counts = read_values(hold, at + 3 * windows)
   local wallets, budget_kinds, _, count, scopes, window_kinds = string.byte(hold, counts, counts + 5)
-  local kinds_at = counts + 7 + 2 * wallets
-  local flags, line = kinds_at + 3 * budget_kinds + 3 * window_kinds, 0
-  local kinds, place = read_kinds(hold, kinds_at, budget_kinds), flags + scopes
+  local place, line, moved, begun = counts + 7 + 2 * wallets, 0, {}, {}
+  for kind = 1, budget_kinds do
+    local amount, _, starts = string.byte(hold, place, place + 2)
+    moved[kind], begun[kind], place = sign * values[amount], values[starts], place + 3
+  end
+  local kinds = actuals and window_kinds > 0 and {string.byte(hold, place, place + 3 * window_kinds - 1)}
+  local flags = place + 3 * window_kinds
+  place = flags + scopes
   for index = base + wallets + 1, base + wallets + count do
     local eighth, members = struct.unpack('<I3B', hold, place)
-    local bucket, seek = buckets[index] or open_bucket(index), 1
+    local bucket, seek, first = buckets[index] or open_bucket(index), 1, 8 * eighth
     for slot = place + 4, place + 2 * members + 2, 2 do
-      local kind, low = string.byte(hold, slot, slot + 1)
-      local number, starts, held = 8 * eighth + low, values[kinds[3 * kind]], sign * values[kinds[3 * kind - 2]]
-      local pending = 0
-      line = line + 4
+      local kind, number = string.byte(hold, slot, slot + 1)
+      local starts, held, pending = begun[kind], moved[kind], 0
+      number, line = first + number, line + 4
       if periods[line - 2] == number and periods[line - 1] == starts then
         pending, periods[line] = periods[line], 0
       end
@@ -317,6 +321,5 @@ local function move_hold(account, meta, hold, base, sign, actuals, amounts, peri
     end
     place = place + 4 + 2 * members
   end
-  kinds = actuals and read_kinds(hold, flags - 3 * window_kinds, window_kinds)
   move_scopes(hold, at, flags, scopes, place, kinds, values, base + wallets + count, sign, actuals)
 end

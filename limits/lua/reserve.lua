@@ -37,8 +37,8 @@ end
 
 local stamp, record = incarnation(KEYS[3], KEYS[2])
 use_fields(KEYS[1], {unpack(ARGV, 7)})
-account = vals[1] and read_meta(vals[1])
-if not account or account[STAMP] ~= stamp then
+account_meta = vals[1] and read_meta(vals[1])
+if not account_meta or account_meta[STAMP] ~= stamp then
   return 'S' .. ticket_of(KEYS[1], stamp, ARGV[5])
 end
 local warming = warming_until(record)
@@ -54,15 +54,15 @@ if hold then -- a repeat: nothing is taken, the same takes, and the wallets and 
   extending, thresholds = hold, ''
   check_demand(tail, limits, 2, true)
   local version, created = struct.unpack('<I2xI6', hold)
-  takes = string.byte(hold, 10)
-  taken = string.sub(hold, 12, 11 + 12 * takes)
+  takes_count = string.byte(hold, 10)
+  taken = string.sub(hold, 12, 11 + 12 * takes_count)
   return reply_to_demand(version, created, record)
 end
-if account[REV] ~= rev then
-  return 'A' .. struct.pack('<I8', account[REV])
+if account_meta[REV] ~= rev then
+  return 'A' .. struct.pack('<I8', account_meta[REV])
 end
-if account[TURN] > 0 and now >= account[TURN] then
-  return 'T' .. struct.pack('<I8I8', account[TURN], now)
+if account_meta[TURN] > 0 and now >= account_meta[TURN] then
+  return 'T' .. struct.pack('<I8I8', account_meta[TURN], now)
 end
 local entries = redis.call('XLEN', KEYS[2])
 if entries > OUTBOX_MAX or
@@ -70,10 +70,10 @@ if entries > OUTBOX_MAX or
   return 'O' .. struct.pack('<I8', entries)
 end
 
-if account[DUE] > 0 and now >= account[DUE] then
-  lapse_due(KEYS[1], KEYS[2], KEYS[3], account, LAPSES_MAX)
+if account_meta[DUE] > 0 and now >= account_meta[DUE] then
+  lapse_due(KEYS[1], KEYS[2], KEYS[3], account_meta, LAPSES_MAX)
   use_fields(KEYS[1], {unpack(ARGV, 7)})
-  account = read_meta(vals[1])
+  account_meta = read_meta(vals[1])
 end
 
 check_demand(tail, limits, 2)
@@ -81,10 +81,10 @@ if refusal or lease_ms == 0 then
   return reply_to_demand(1, now, record)
 end
 -- After this point the reserve must succeed.
-account[HOLDS] = account[HOLDS] + 1
-index_lease(KEYS[1], KEYS[3], account, id, now + lease_ms)
-vals[1], dirty[1] = pack_meta(account), true
-vals[2] = struct.pack(HOLD, 1, 0, now, takes, #remaining / 2) .. taken .. packed_starts() .. tail
+account_meta[HOLDS] = account_meta[HOLDS] + 1
+index_lease(KEYS[1], KEYS[3], account_meta, id, now + lease_ms)
+vals[1], dirty[1] = pack_meta(account_meta), true
+vals[2] = struct.pack(HOLD, 1, 0, now, takes_count, #remaining / 2) .. taken .. packed_starts() .. tail
 dirty[2] = true
 write_fields(KEYS[1])
 return reply_to_demand(1, now, record)
