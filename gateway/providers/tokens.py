@@ -138,16 +138,17 @@ class Counter:
         """Input tokens that this prompt comes to, rarely less: texts x the family's factor, framing and media."""
         texts = prompt.texts
         name, young = of.encoding, self._young
-        counted = 0
+        counted = characters = 0
         for text in texts:
             key = hash((name, text))
             packed = young.get(key)
             if packed is None or packed >> 32 != len(text):
                 packed = self._sought(key, text, name)
             counted += packed & 0xFFFF_FFFF
+            characters += packed >> 32
         tokens = of.scale(counted)
         # A text has at least as many bytes as characters: only above them is the byte bound worth its price.
-        if tokens > sum(map(len, texts)):
+        if tokens > characters:
             tokens = min(tokens, sum(len(text.encode("utf-8", "replace")) for text in texts))
         return tokens + prompt.framing_tokens + prompt.media_tokens
 

@@ -40,7 +40,7 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 class Lane(RequestHandler):
     """One client's connection, with a lane of its own for metered calls."""
 
-    __slots__ = ("_gateway", "_is_busy", "_visit")
+    __slots__ = ("_gateway", "_is_busy", "_message", "_visit")
 
     def __init__(
         self, manager: web.Server, *, gateway: Gateway, loop: asyncio.AbstractEventLoop, **options: Any
@@ -48,6 +48,7 @@ class Lane(RequestHandler):
         super().__init__(manager, loop=loop, **options)
         self._gateway = gateway
         self._is_busy = False  # a call is on the lane, or what is left of its body
+        self._message: RawRequestMessage | None = None  # that a call on the lane began with
         self._visit: Visit | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -96,6 +97,7 @@ class Lane(RequestHandler):
         task: Any = self._task_handler
         request = web.BaseRequest(message, payload, self, writer, task, self._loop)
         self._current_request = request
+        self._message = message
         assert self._manager is not None and self._parser is not None
         self._manager.requests_count += 1
         self._visit = begin(self._gateway, adapter, request, self._answer)
@@ -105,20 +107,19 @@ class Lane(RequestHandler):
 
     def _answer(self, response: Whole | web.StreamResponse) -> None:
         """The call's answer: written here when it is whole, ended here when it was streamed."""
-        assert self._visit is not None
-        request, transport = self._visit.request, self.transport
-        self._visit = self._current_request = None
+        assert self._visit is not None and self._message is not None
+        message, payload, transport = self._message, self._visit.request.content, self.transport
+        self._visit = self._message = self._current_request = None
         if transport is None or transport.is_closing():
             self._end(is_kept=False)
             return
         if isinstance(response, Whole):
-            is_kept = request.keep_alive
-            transport.write(spelled(response, request, is_kept=is_kept))
+            is_kept = not message.should_close
+            transport.write(spelled(response, message, is_kept=is_kept))
         else:
             is_kept = bool(response.keep_alive)
             if response.chunked:
                 transport.write(b"0\r\n\r\n")
-        payload = request.content
         if payload.is_eof() or not is_kept:
             self._end(is_kept=is_kept)
         else:
@@ -164,9 +165,9 @@ def _metered(message: RawRequestMessage) -> Adapter | None:
     return ADAPTERS.get(path if "?" not in path else path.partition("?")[0])
 
 
-def spelled(answer: Whole, request: web.BaseRequest, *, is_kept: bool) -> bytes:
+def spelled(answer: Whole, message: RawRequestMessage, *, is_kept: bool) -> bytes:
     """A whole answer as bytes. A header that would not stay on its line is left out."""
-    is_modern = request.version >= HttpVersion11
+    is_modern = message.version >= HttpVersion11
     status, headers, body = answer.status, answer.headers, answer.body
     if not "".join(headers.values()).isprintable():
         headers = {name: value for name, value in headers.items() if value.isprintable()}
