@@ -13,6 +13,7 @@ from sqlalchemy import text
 from gateway.domain.accounts import Account
 from gateway.domain.charges import ChargeRow, Committed, decode
 from gateway.domain.periods import Period
+from gateway.domain.usage import Usage
 from gateway.errors import StoreUnavailable
 from gateway.store.common import new_id
 from gateway.store.database import Database
@@ -328,6 +329,36 @@ async def test_a_failed_batch_leaves_nothing(store: Store) -> None:
         assert (await store.state.snapshot(account.id)).seq == 0
         assert await _audit(store) == []
     assert [len(answer.changes) for answer in await store.writer.commit(rows)] == [1, 0]
+
+
+async def test_a_batch_that_the_database_refuses_leaves_nothing(store: Store) -> None:
+    """The account's last seq was put back by hand: the row of the next one is there already."""
+    account, other = [await store.accounts.create(name, now_ms=NOW_MS) for name in ("Acme", "Other")]
+    await store.writer.commit([charge(account, (1, 10))])
+    rows = [charge(other, (1, 7)), *(charge(account, (1, amount)) for amount in range(1, 6))]
+    for seq in (0, 1):
+        async with store.database.write() as connection:
+            await connection.execute(text("UPDATE accounts SET seq = :seq WHERE name = 'Acme'"), {"seq": seq})
+        if seq == 0:
+            with pytest.raises(StoreUnavailable):
+                await store.writer.commit(rows)
+            assert (await store.state.snapshot(other.id)).seq == 0
+    assert len(await store.writer.commit(rows)) == 6
+    assert await _audit(store) == []
+
+
+async def test_usual_rows_and_others_of_one_batch_are_all_told(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    said: tuple[dict[str, object], ...] = (
+        {}, {"job": "j"}, {"metadata": {"a": 1}}, {"overrun": 2}, {"waived": 3}, {"shadow": "x"}, {"job_type": "t"},
+    )  # fmt: skip
+    rows = [charge(account, (1, 10), at_ms=NOW_MS + at, **each) for at, each in enumerate(said)]
+    rows.append(charge(account, (1, 10), at_ms=NOW_MS + 9, usage=Usage(10, 0, 1, 2, 3, 0, 4)))
+    await store.writer.commit(rows)
+    told = reversed((await store.usage.list(account.id)).items)
+    for row, record in zip(rows, told, strict=True):
+        for name in ("hold_id", "job", "job_type", "metadata", "overrun", "waived", "shadow", "usage"):
+            assert getattr(record, name) == getattr(row, name), name
 
 
 async def test_last_seqs_are_of_charges_in_the_window(store: Store, clock: stores.Clock) -> None:
