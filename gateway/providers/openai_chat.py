@@ -181,10 +181,8 @@ class OpenAIChat(OpenAIDialect):
 
     def _output_tokens(self, fields: dict[str, Any]) -> int | None:
         """The client's bound. Both fields at once are refused, as OpenAI does."""
-        asked, deprecated = (
-            bodies.tokens_of(fields, "max_completion_tokens", least=1),
-            bodies.tokens_of(fields, "max_tokens", least=1),
-        )
+        asked = bodies.tokens_of(fields, "max_completion_tokens", least=1)
+        deprecated = bodies.tokens_of(fields, "max_tokens", least=1)
         if asked is None:
             return deprecated
         if deprecated is not None:

@@ -157,9 +157,9 @@ class Callers:
         StoreUnavailable."""
         digest = self._digest(key)
         caller = self._keys.peek(digest, fresh_s)
-        is_plain = False  # nearly always: an active account's own key
+        is_plain = False
         if caller is not None and caller.account is not None and caller.account.status is AccountStatus.ACTIVE:
-            is_plain = account_ref is None
+            is_plain = account_ref is None  # nearly always: an active account's own key, and nothing more
         else:
             caller = await self._asked(digest, fresh_s)
         if caller is None or (caller.expires_at_ms and caller.expires_at_ms <= self._now_ms()):
