@@ -63,12 +63,13 @@ class Exchange:
                 raise UpstreamInterrupted
             self.outgoing = self._outgoing()
             forwarded = self.forwarded = await forward(self.gateway, self.outgoing)
+            content_type = forwarded.reply.headers.get("content-type", "")
             if forwarded.error_body is not None:
                 self._pass_error_on(forwarded, forwarded.error_body)
-            elif _content_type(forwarded).startswith("text/event-stream"):
-                await self._stream(forwarded, self._scan(forwarded), b"")
+            elif content_type.startswith("text/event-stream"):
+                await self._stream(forwarded, self._scan(forwarded, content_type), b"")
             else:
-                await self._answer_whole(forwarded)
+                await self._answer_whole(forwarded, content_type)
         except TollgateError as error:
             self._fail(error)
         except asyncio.CancelledError:
@@ -129,7 +130,7 @@ class Exchange:
 
     # --- relay ---------------------------------------------------------------------------------------------------
 
-    def _scan(self, forwarded: Forwarded) -> Scanner:
+    def _scan(self, forwarded: Forwarded, content_type: str) -> Scanner:
         """Raises UpstreamUnreachable for an answer that could not be metered."""
         encoding = forwarded.reply.headers.get("content-encoding", "identity")
         if encoding != "identity":
@@ -138,7 +139,7 @@ class Exchange:
             raise UpstreamUnreachable("The provider sent an encoded answer that was not asked for.")
         self.scanner = self.adapter.scanner(
             self.asked.call,
-            content_type=_content_type(forwarded),
+            content_type=content_type,
             input_tokens=self.bound.input_counted,
             family=self.bound.family,
         )
@@ -158,15 +159,15 @@ class Exchange:
         told.update(answers.upstream_error_headers(self.admission))
         self._answer(Whole(forwarded.reply.status, told, body))
 
-    async def _answer_whole(self, forwarded: Forwarded) -> None:
+    async def _answer_whole(self, forwarded: Forwarded, content_type: str) -> None:
         """A JSON answer: held until it is whole, so that its price stands in the headers."""
-        scanner = self._scan(forwarded)
+        scanner = self._scan(forwarded, content_type)
         body, whole = await relay.read_whole(forwarded.reply, scanner, self.visit.laps)
         if not whole:
             await self._stream(forwarded, scanner, body)
             return
         came_s = time.perf_counter()
-        if "json" in _content_type(forwarded) and relay.is_cut(scanner):
+        if "json" in content_type and relay.is_cut(scanner):
             raise UpstreamInterrupted
         self._made = _, bill = await self._bill()
         told = self._headers(forwarded, now_ms=bill.row.ended_at_ms, charged=bill.row.charged)
@@ -283,7 +284,3 @@ class Exchange:
             self.gateway.quota.holds.remove(self.admission.hold)
             raise
         self.gateway.metrics.overhead.observe(SETTLE, time.perf_counter() - started_s)
-
-
-def _content_type(forwarded: Forwarded) -> str:
-    return forwarded.reply.headers.get("content-type", "")
