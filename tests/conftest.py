@@ -5,6 +5,7 @@ Every process of a test run finds its modules compiled, also where Python is tol
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -44,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for name, mark in BEYOND_PIP.items():
             if name in used:
                 item.add_marker(mark)
+
+
+def pytest_collection_finish() -> None:
+    """What collecting made stays to the end: no test's garbage collection looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

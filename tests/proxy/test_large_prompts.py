@@ -149,7 +149,7 @@ async def test_a_lapse_would_charge_an_estimate_of_the_prompt_and_not_its_bytes(
 ) -> None:
     """What a hold that nobody settles is charged by is noted when it is taken."""
     key, _ = await loaded(gateway, "vast")
-    body = CHAT.body("output=40 stall=2", stream=True, text=LARGE, max_completion_tokens=100)
+    body = CHAT.body("output=40 delay=20", stream=True, text=LARGE, max_completion_tokens=100)
     async with (
         aiohttp.ClientSession() as session,
         session.post(gateway.url + CHAT.path, json=body, headers=CHAT.headers(key)) as answer,
