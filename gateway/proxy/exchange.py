@@ -222,19 +222,16 @@ class Exchange:
         self.gateway.metrics.requests.add((self.adapter.name, facts.model or OTHER, plan, str(status)), 1)
 
     def _fail(self, error: TollgateError) -> None:
-        """Nothing was answered yet: answer the error."""
+        """Nothing was answered yet: answer the error, even if nobody is there to read it."""
         self.end = self._end_of(End.UPSTREAM_ERROR)
-        if self.visit.left:
-            self._count(CLIENT_LEFT_STATUS)
-            return
-        self._answer(
-            answers.error_response(
-                self._truly(error),
-                self.adapter,
-                request_id=self.admission.hold.hold_id,
-                quota_status=self.asked.config.settings.quota_status,
-            )
+        response = answers.error_response(
+            self._truly(error),
+            self.adapter,
+            request_id=self.admission.hold.hold_id,
+            quota_status=self.asked.config.settings.quota_status,
         )
+        self._count(CLIENT_LEFT_STATUS if self.visit.left else response.status)
+        self.visit.answer(response)
 
     # --- settle --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from tests.support.bills import STEPS, assert_settled_to, balance, tokens_served
 from tests.support.calls import ANTHROPIC, CHAT, DIALECTS, Dialect
 from tests.support.gateways import Local
 from tests.support.processes import eventually
+from tests.support.scrape import scrape
 from tests.support.simulators import LocalModels
 from tests.support.sockets import connection
 from tests.support.tuning import tune
@@ -163,6 +164,9 @@ async def test_a_cut_hang_up_before_the_first_byte_is_charged_its_input(
     (row,) = await usage_rows(gateway, account.id)
     assert (row["basis"], row["end"], row["output"]) == ("estimated", "client_left", 0)
     assert row["charged"] == row["input"] * STEPS > 0
+    page = await scrape(gateway)
+    statuses = {labels[-1]: calls for labels, calls in page.series("tollgate_requests_total").items()}
+    assert statuses == {"499": 1}, "one call that nobody waited for, and no error of ours"
 
 
 @pytest.mark.parametrize("plan", ["drain", "cut"])
