@@ -109,11 +109,11 @@ class Committed:
 def lapsed(
     note: ChargeRow, *, lines: Sequence[GrantLine], budgets: Sequence[BudgetLine], ended_at_ms: int
 ) -> ChargeRow:
-    """The provisional charge of a lapsed hold: what its worker noted when it was taken, with what it is charged."""
+    """The provisional charge of a lapsed hold: what its worker noted when it was taken, its basis too, with what it is
+    charged."""
     return replace(
         note,
         state=LAPSED,
-        basis=Basis.ESTIMATED,
         ended_at_ms=ended_at_ms,
         charged=sum(line.amount for line in lines),
         overrun=0,

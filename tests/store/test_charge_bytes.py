@@ -105,11 +105,13 @@ def test_any_bytes_are_a_charge_or_a_value_error(data: bytes) -> None:
         return
 
 
-def test_a_lapse_is_the_note_with_what_it_is_charged() -> None:
-    note = charge("account", (1, 999), overrun=3, status=200, end="complete")
+@pytest.mark.parametrize("basis", [Basis.ESTIMATED, Basis.HOLD])
+def test_a_lapse_is_the_note_with_what_it_is_charged(basis: Basis) -> None:
+    """The basis too: under ``on_abandon: hold`` the whole hold is charged, and nothing was estimated."""
+    note = charge("account", (1, 999), overrun=3, status=200, end="complete", basis=basis)
     lines, budgets = (GrantLine("tokens", 1, 30), GrantLine("tokens", 2, 4)), (BudgetLine(1, 5, 34),)
     row = lapsed(note, lines=lines, budgets=budgets, ended_at_ms=NOW_MS + 7)
-    assert (row.state, row.end, row.status, row.basis) == ("lapsed", "lapsed", 0, Basis.ESTIMATED)
+    assert (row.state, row.end, row.status, row.basis) == ("lapsed", "lapsed", 0, basis)
     assert (row.charged, row.overrun, row.lines, row.budgets) == (34, 0, lines, budgets)
     assert (row.hold_id, row.created_at_ms, row.ended_at_ms) == (note.hold_id, note.created_at_ms, NOW_MS + 7)
 
