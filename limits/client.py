@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from limits.cluster import ClusterClient
 from limits.connection import Address, NodeClient, ScriptListener, StateListener, Timing, nobody
-from limits.resp import Argument, Script
+from limits.resp import Argument, Script, Spelled
 from limits.values import dataclass
 
 __all__ = ["Argument", "Client", "Script", "ServerPolicy", "Timing", "connect", "inspect"]
@@ -32,7 +32,12 @@ class Client(Protocol):
         """Connected, as far as is known."""
 
     async def evalsha(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[Argument] | Spelled,
+        *,
+        timeout_s: float | None = None,
     ) -> Any:
         """Run a script in one round trip; all commands of one turn of the event loop leave in one write.
 

@@ -23,7 +23,7 @@ import hiredis
 
 from limits.connection import Address, Node, ScriptListener, StateListener, Timing, nobody
 from limits.errors import EngineUnavailable
-from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
+from limits.resp import Argument, Script, Spelled, code_of, error_of, pack, pack_eval, pack_evalsha
 
 SLOTS = 16384
 REDIRECTIONS_MAX = 8
@@ -51,7 +51,7 @@ def slot_of(key: bytes) -> int:
     return _slot_of_tag(key)
 
 
-Call = tuple[Script, Sequence[bytes], Sequence[Argument]]
+Call = tuple[Script, Sequence[bytes], Sequence[Argument] | Spelled]
 
 
 class ClusterClient:
@@ -85,7 +85,12 @@ class ClusterClient:
         return bool(self._masters) and not self._reason and not any(node.away for node in self._masters)
 
     async def evalsha(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[Argument] | Spelled,
+        *,
+        timeout_s: float | None = None,
     ) -> Any:
         call, began_s, limit_s = (script, keys, args), time.monotonic(), timeout_s or self._timing.command_timeout_s
         try:

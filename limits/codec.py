@@ -33,6 +33,7 @@ from limits.model import (
     Take,
     WindowDemand,
 )
+from limits.resp import Spelled
 from limits.values import dataclass
 
 STATES: Final = {ChargeState.LAPSED: 1, ChargeState.SETTLED: 2}
@@ -82,7 +83,7 @@ class Layout:
 
     slots: bytes
     limits: bytes
-    fields: tuple[bytes, ...]
+    fields: Spelled
     settled: Fields  # with the places that they have when a hold of this demand is settled
     budgets: tuple[int, ...]
     windows: tuple[int, ...]
@@ -185,7 +186,7 @@ def laid_out(demand: Demand, blanks: int = 0) -> Layout:
     return Layout(
         slots=b"".join((values.packed(), *slots)),
         limits=struct.pack(f"<{len(limits)}Q", *limits) + bytes(narrowness),
-        fields=fields,
+        fields=Spelled.of(*fields),
         settled=Fields.of(keys.META, keys.HOLD, keys.MARK, *fields),
         budgets=budgets,
         windows=windows,

@@ -26,7 +26,7 @@ from typing import Any, cast
 import hiredis
 
 from limits.errors import EngineUnavailable
-from limits.resp import Argument, Script, code_of, error_of, pack, pack_eval, pack_evalsha
+from limits.resp import Argument, Script, Spelled, code_of, error_of, pack, pack_eval, pack_evalsha
 from limits.values import dataclass
 
 # One more poll of the socket before a deadline counts: a reply that is already there beats its timeout. When this
@@ -422,7 +422,12 @@ class NodeClient:
         return self._node.up
 
     async def evalsha(
-        self, script: Script, keys: Sequence[bytes], args: Sequence[Argument], *, timeout_s: float | None = None
+        self,
+        script: Script,
+        keys: Sequence[bytes],
+        args: Sequence[Argument] | Spelled,
+        *,
+        timeout_s: float | None = None,
     ) -> Any:
         began_s, limit_s = time.monotonic(), timeout_s or self._timeout_s
         try:

@@ -36,6 +36,7 @@ from limits.model import (
     Stale,
 )
 from limits.replies import Asked
+from limits.resp import Spelled, blanks
 from limits.scripts import script
 
 HOLDS_PER_RENEW_MAX: Final = 512
@@ -44,6 +45,9 @@ BUCKETS_PEEKED_MAX: Final = 64
 LAPSES_PER_CALL: Final = 64
 HOLDS_SCANNED_AT_ONCE: Final = 500
 _POLICY = struct.Struct("<qQIIQI")
+# The arguments of the two scripts that every call runs, but for the fields of its demand
+_RESERVE: Final = blanks(None, None, None, None, None, None, keys.META, None)
+_SETTLE: Final = blanks(None, None, None, None, None, None, keys.META, None, None)
 
 
 class Engine:
@@ -91,9 +95,13 @@ class Engine:
             )
         lease_ms, warn_at = (0, ()) if request.dry else (request.lease_ms, request.warn_at)
         call = struct.pack(f"<16sQIQ{len(warn_at)}H", names.id, request.rev, lease_ms, request.deadline_ms, *warn_at)
-        args = (call, packed.slots + request.note, packed.limits, ticket, request.idempotency)
-        fields = (keys.META, names.field, *packed.fields)
-        reply = await self._run("reserve", request.account, *args, *fields)
+        policy, tail, limits, fields = self._policy, packed.slots + request.note, packed.limits, packed.fields
+        nonce, idempotency = ticket.encode(), request.idempotency
+        given = _RESERVE % (
+            len(policy), policy, len(call), call, len(tail), tail, len(limits), limits, len(nonce), nonce,
+            len(idempotency), idempotency, len(names.field), names.field,
+        )  # fmt: skip
+        reply = await self._send("reserve", request.account, Spelled(8 + fields.count, given + fields.data))
         asked = Asked(
             request.account, request.hold_id, request.lease_ms, request.note, request.demand, request.demand, packed
         )
@@ -114,8 +122,8 @@ class Engine:
             packed.slots + hold.note,
             ticket,
         )
-        fields = (keys.META, names.field, *packed.fields)
-        reply = await self._run("extend", hold.account, *args, *fields)
+        head, fields = Spelled.of(self._policy, *args, keys.META, names.field), packed.fields
+        reply = await self._send("extend", hold.account, Spelled(head.count + fields.count, head.data + fields.data))
         about = Asked(
             hold.account, hold.hold_id, hold.lease_ms, hold.note, grown, top, asked, hold.window_starts_ms,
             hold.first_byte,
@@ -136,9 +144,15 @@ class Engine:
         fields = codec.Fields(packed.settled)
         vector, lines = codec.encode_lines(charge.lines, charge.budgets, fields)
         encoded, at = codec.encode_charge(charge, vector)
-        _, _, _, *others = fields
-        args: tuple[Argument, ...] = (names.id, encoded, at, actuals, lines, keys.META, names.field, names.mark)
-        reply = await self._run("settle", hold.account, *args, *others)
+        policy, place = self._policy, b"%d" % at
+        given = _SETTLE % (
+            len(policy), policy, len(names.id), names.id, len(encoded), encoded, len(place), place,
+            len(actuals), actuals, len(lines), lines, len(names.field), names.field, len(names.mark), names.mark,
+        )  # fmt: skip
+        others = packed.fields
+        if len(fields) > len(packed.settled):  # lines of the charge live elsewhere, too
+            others = Spelled.of(*list(fields)[3:])
+        reply = await self._send("settle", hold.account, Spelled(9 + others.count, given + others.data))
         return replies.decode_settled(reply)
 
     async def release(self, hold: Hold) -> None:
@@ -256,8 +270,10 @@ class Engine:
         return bool(await self.client.evalsha(script("lead"), [keys.leader_key(name)], [self._policy, owner, ttl_ms]))
 
     def _run(self, name: str, account: str, *args: Argument) -> Awaitable[Any]:
-        home = keys.home_of(account, self.partitions)
-        return self.client.evalsha(script(name), home.keys, (self._policy, *args))
+        return self._send(name, account, (self._policy, *args))
+
+    def _send(self, name: str, account: str, args: Sequence[Argument] | Spelled) -> Awaitable[Any]:
+        return self.client.evalsha(script(name), keys.home_of(account, self.partitions).keys, args)
 
 
 def _first_seq(confirm: Confirm) -> int:

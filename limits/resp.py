@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import hiredis
@@ -52,14 +53,45 @@ def pack(*args: Argument) -> bytes:
     return _pack(args)
 
 
-def pack_evalsha(script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Spelled:
+    """Arguments as they stand in a command: how many, and their bytes."""
+
+    count: int
+    data: bytes
+
+    @classmethod
+    def of(cls, *args: Argument) -> Spelled:
+        command = _pack(args)
+        return cls(len(args), command[command.index(b"\n") + 1 :])
+
+
+def blanks(*args: bytes | None) -> bytes:
+    """Arguments as they stand in a command, to be filled in with ``%``: each None by an argument's length and bytes.
+
+    Source: https://redis.io/docs/latest/develop/reference/protocol-spec/#bulk-strings"""
+    return b"".join(b"$%d\r\n%b\r\n" if arg is None else Spelled.of(arg).data.replace(b"%", b"%%") for arg in args)
+
+
+def pack_evalsha(script: Script, keys: Sequence[bytes], args: Sequence[Argument] | Spelled) -> bytes:
     """``EVALSHA sha numkeys keys… args…``."""
-    return _pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
+    return _command(_known(script.sha, tuple(keys)), args)
 
 
-def pack_eval(script: Script, keys: Sequence[bytes], args: Sequence[Argument]) -> bytes:
+def pack_eval(script: Script, keys: Sequence[bytes], args: Sequence[Argument] | Spelled) -> bytes:
     """``EVAL source numkeys keys… args…``: runs the script and leaves it known by its hash."""
-    return _pack((b"EVAL", script.source, len(keys), *keys, *args))
+    return _command(Spelled.of(b"EVAL", script.source, len(keys), *keys), args)
+
+
+@lru_cache(maxsize=16_384)
+def _known(sha: bytes, keys: tuple[bytes, ...]) -> Spelled:
+    """How a command begins that runs a script by its hash: the same for all of an account's calls."""
+    return Spelled.of(b"EVALSHA", sha, len(keys), *keys)
+
+
+def _command(head: Spelled, args: Sequence[Argument] | Spelled) -> bytes:
+    rest = args if isinstance(args, Spelled) else Spelled.of(*args)
+    return b"*%d\r\n%b%b" % (head.count + rest.count, head.data, rest.data)
 
 
 def code_of(reply: hiredis.ReplyError) -> str:

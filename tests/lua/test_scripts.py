@@ -73,7 +73,7 @@ class Raw:
         self.policy = struct.pack("<qQIIQI", 0, lab.now_ms, 0, 0, 600_000, 100)
         self.call = struct.pack("<16sQIQ", hold_id, 1, LEASE_MS, 0)
         self.slots, self.limits = packed.slots, packed.limits
-        self.fields = [keys.META, keys.HOLD + hold_id, *packed.fields]
+        self.fields = [keys.META, keys.HOLD + hold_id, *list(packed.settled)[3:]]
 
     async def send(self, client: Client) -> bytes:
         args = [self.policy, self.call, self.slots, self.limits, b"ticket", b"", *self.fields]
