@@ -35,6 +35,7 @@ test-fast: $(VENV)/.installed-dev
 
 check: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(PYTEST) tests/tidy -q -p no:xdist -p no:cacheprovider
 
