@@ -5,12 +5,15 @@ Rules
    whose lease is a third over; when the partition's record changed, it carries all of them.
 2. A partition whose record changed takes no new reserve of this worker before its holds are re-asserted.
 3. A hold leaves this registry before its settle or release is sent, so that no beat can bring it back.
+4. What one partition costs does not grow with the holds of the others: when Redis has forgotten, all must be
+   re-asserted within a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -26,6 +29,7 @@ HOLDS_PER_BEAT_MAX = 512
 @dataclass(slots=True)
 class _Live:
     hold: Hold
+    partition: int
     taken_at_s: float
     renewed_at_s: float
     first_byte: bool = False
@@ -48,6 +52,7 @@ class Holds:
         self.on_other_record: Callable[[], object] = _nothing
         self.stale: set[int] = set()  # partitions whose record changed since their holds were sent
         self._live: dict[str, _Live] = {}
+        self._of: defaultdict[int, dict[str, _Live]] = defaultdict(dict)  # the same by partition
         self._records: dict[int, str] = {}
         self._locks: dict[int, asyncio.Lock] = {}
 
@@ -60,8 +65,9 @@ class Holds:
         return max(0.0, now_s - min((live.taken_at_s for live in self._live.values()), default=now_s))
 
     def add(self, hold: Hold) -> None:
-        now_s = time.monotonic()
-        self._live[hold.hold_id] = _Live(hold, now_s, now_s)
+        now_s, partition = time.monotonic(), self._engine.partition(hold.account)
+        live = self._live[hold.hold_id] = _Live(hold, partition, now_s, now_s)
+        self._of[partition][hold.hold_id] = live
 
     def first_byte(self, hold: Hold) -> None:
         """The upstream's first byte came: from now on a lapse charges."""
@@ -72,13 +78,10 @@ class Holds:
     def remove(self, hold: Hold) -> bool:
         """Take a hold out before its end is sent; answers whether its first byte came."""
         live = self._live.pop(hold.hold_id, None)
-        return live is not None and live.first_byte
-
-    def _by_partition(self) -> dict[int, list[_Live]]:
-        found: dict[int, list[_Live]] = {}
-        for live in self._live.values():
-            found.setdefault(self._engine.partition(live.hold.account), []).append(live)
-        return found
+        if live is None:
+            return False
+        del self._of[live.partition][hold.hold_id]
+        return live.first_byte
 
     def saw_record(self, partition: int, record: str) -> None:
         """Every reply names the partition's record: another one means that Redis forgot, or is another Redis."""
@@ -87,7 +90,7 @@ class Holds:
             return
         self._records[partition] = record
         if known is not None:
-            if partition in self._by_partition():
+            if self._of[partition]:
                 self.stale.add(partition)
             self.on_other_record()
 
@@ -97,7 +100,7 @@ class Holds:
         async with lock:
             while partition in self.stale:
                 record = self._records.get(partition)
-                await self._send(partition, self._by_partition().get(partition, ()))
+                await self._send(partition, list(self._of[partition].values()))
                 if self._records.get(partition) == record:  # else Redis forgot again in between
                     self.stale.discard(partition)
 
@@ -105,7 +108,11 @@ class Holds:
         """One beat of every partition with live holds; all of them leave in one write."""
         now_s = time.monotonic()
         results = await asyncio.gather(
-            *(self._beat_partition(partition, holds, now_s) for partition, holds in self._by_partition().items()),
+            *(
+                self._beat_partition(partition, list(holds.values()), now_s)
+                for partition, holds in self._of.items()
+                if holds
+            ),
             return_exceptions=True,
         )
         for result in results:

@@ -322,6 +322,34 @@ async def test_holds_are_re_asserted_again_when_redis_forgets_again_meanwhile() 
     assert [len(sent) for sent in engine.beats] == [HOLDS_PER_BEAT_MAX, 1, HOLDS_PER_BEAT_MAX, 1]
 
 
+async def test_when_redis_has_forgotten_each_partition_costs_its_own_holds_alone() -> None:
+    """All partitions forget at once, and all must be re-asserted within a second, however many holds there are."""
+
+    class Spread(Engine):
+        looked = 0
+
+        def partition(self, account: str) -> int:
+            self.looked += 1
+            return int(account)
+
+    engine = Spread()
+    engine.go_on.set()
+    engine.records = ["second"]
+    holds = Holds(engine)  # type: ignore[arg-type]
+    for number in range(512):
+        holds.add(Hold(str(number % 64), f"hold-{number}", 1, 0, 60_000, (), Demand(), (), b""))
+        if number % 2:
+            holds.remove(Hold(str(number % 64), f"hold-{number}", 1, 0, 60_000, (), Demand(), (), b""))
+    taken = engine.looked
+    for partition in range(64):
+        holds.saw_record(partition, "first")
+        holds.saw_record(partition, "second")
+    await holds.beat()
+    sent = [hold_id for beat in engine.beats for hold_id in beat]
+    assert sorted(sent) == sorted(f"hold-{number}" for number in range(0, 512, 2))
+    assert not holds.stale and engine.looked == taken
+
+
 async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_lost(
     gateway: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
