@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+_CONNECTION = b"connection"
+_REMEMBERED_BYTES_MAX = 64  # of one name
+
 # Client → upstream. Credentials, cookies, forwarding and hop-by-hop headers are never among them.
 _REQUEST_ALLOWED = frozenset({b"content-type", b"accept", b"openai-beta"})
 _REQUEST_ALLOWED_PREFIX = b"anthropic-"
@@ -24,10 +27,6 @@ _RESPONSE_ALLOWED = frozenset(
         "cache-control",
     }
 )
-
-
-_CONNECTION = b"connection"
-_REMEMBERED_BYTES_MAX = 64  # of one name
 
 
 def _passed(raw: bytes) -> bytes | None:
@@ -59,11 +58,11 @@ def to_upstream(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def to_client(headers: Mapping[str, str]) -> dict[str, str]:
-    """The upstream's headers, named in lower case, that the client may see."""
+    """The upstream's headers, named in lower case, that the client may see; not what is no text in UTF-8."""
     told: dict[str, str] = {}
-    for name in headers:
-        if name in _RESPONSE_ALLOWED:
-            told[name] = headers[name]
+    for name, value in headers.items():
+        if name in _RESPONSE_ALLOWED and value.isprintable():
+            told[name] = value
     return told
 
 

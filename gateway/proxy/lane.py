@@ -166,11 +166,9 @@ def _metered(message: RawRequestMessage) -> Adapter | None:
 
 
 def spelled(answer: Whole, message: RawRequestMessage, *, is_kept: bool) -> bytes:
-    """A whole answer as bytes. A header that would not stay on its line is left out."""
+    """A whole answer as bytes. Its headers are printable: what an upstream wrote passes ``headers.to_client``."""
     is_modern = message.version >= HttpVersion11
     status, headers, body = answer.status, answer.headers, answer.body
-    if not "".join(headers.values()).isprintable():
-        headers = {name: value for name, value in headers.items() if value.isprintable()}
     head = f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}\r\n"
     for name, value in headers.items():
         head += f"{name}: {value}\r\n"
@@ -182,4 +180,4 @@ def spelled(answer: Whole, message: RawRequestMessage, *, is_kept: bool) -> byte
             head += "content-type: application/octet-stream\r\n"
     if is_kept != is_modern:
         head += "connection: keep-alive\r\n" if is_kept else "connection: close\r\n"
-    return f"{head}date: {rfc822_formatted_time()}\r\n\r\n".encode("utf-8", "surrogateescape") + body
+    return f"{head}date: {rfc822_formatted_time()}\r\n\r\n".encode() + body

@@ -12,10 +12,12 @@ import pytest
 from yarl import URL
 
 from gateway.simulator import problems
-from tests.support.bills import assert_settled_to, usage_rows
+from tests.support.bills import STEPS, assert_settled_to, usage_rows
 from tests.support.calls import ANTHROPIC, CHAT, DIALECTS, Dialect
 from tests.support.gateways import PROVIDER_KEY, Local, local
 from tests.support.simulators import LocalModels, anthropic_client
+from tests.support.tuning import set_upstream
+from tests.support.upstreams import scripted
 
 ALLOWED = {"content-type", "accept", "openai-beta", "accept-encoding", "user-agent", "host", "content-length"}
 SENT = {
@@ -128,6 +130,29 @@ async def test_the_client_sees_nothing_of_our_account_at_the_provider(dialect: D
         assert answer.headers["Server"] == "tollgate" and len(answer.headers.getall("Server")) == 1
         assert answer.headers["request-id" if dialect is ANTHROPIC else "x-request-id"].startswith("req_"), steering
         assert "Tollgate-Request-Id" in answer.headers
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
+async def test_a_header_that_is_no_text_is_not_passed_on_and_harms_nothing(stream: bool, gateway: Local) -> None:
+    """No proxy can say what the bytes of a header mean that is not UTF-8."""
+    key, account = await gateway.account("pro")
+    usage = '"usage":{"prompt_tokens":5,"completion_tokens":2,"total_tokens":7}'
+    body = f'{{"choices":[],{usage}}}'.encode()
+    kind, body = ("text/event-stream", b"data: %b\n\ndata: [DONE]\n\n" % body) if stream else ("application/json", body)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\nopenai-version: caf\xe9\r\nx-request-id: req_1\r\n"
+    answer = head % kind.encode() + b"content-length: %d\r\n\r\n" % len(body) + body
+    options = {"stream_options": {"include_usage": True}} if stream else {}
+    async with scripted(answer) as upstream:
+        set_upstream(gateway, "openai", url=upstream.url)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(
+                gateway.url + CHAT.path, json=CHAT.body(stream=stream, **options), headers=CHAT.headers(key)
+            ) as got,
+        ):
+            assert (got.status, await got.read()) == (200, body)
+    assert got.headers["x-request-id"] == "req_1" and "openai-version" not in got.headers
+    await assert_settled_to(gateway, account.id, 7 * STEPS)
 
 
 QUERIES = ["beta=true", "a=b%20c&d=%2F&e=+", "x=%C3%BC", "a=1&a=2&b=", "%zz=1", "key=[1]"]
