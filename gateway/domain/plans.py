@@ -111,7 +111,7 @@ class Fixed:
 
 
 Price = PerUse | PerThousandTokens | ByCard | Fixed
-Tariff = PerUse | PerThousandTokens | RateCard | Fixed  # a price whose card is found
+Pricing = PerUse | PerThousandTokens | RateCard | Fixed  # a price whose card is found
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +284,7 @@ def _size(plan: Plan, wallet: str) -> int:
     return amount if isinstance(amount, int) else AMOUNT_MAX + (amount == UNLIMITED)
 
 
-def tariff(feature: Feature, card: RateCard | None) -> Tariff:
+def pricing(feature: Feature, card: RateCard | None) -> Pricing:
     """What prices a feature's calls: its ``price`` is what a call costs after it, its ``bound`` what it may cost at
     most, in steps of the feature's wallet. Raises PriceMissing when the price is by card and there is none."""
     if not isinstance(feature.price, ByCard):
@@ -299,15 +299,15 @@ def charge(feature: Feature, card: RateCard | None, usage: Usage, uses: int = 1)
 
     Raises PriceMissing when the price is by card and there is none.
     """
-    return tariff(feature, card).price(usage, uses)
+    return pricing(feature, card).price(usage, uses)
 
 
 def demand(feature: Feature, card: RateCard | None, *, input_tokens: int, output_tokens: int, uses: int = 1) -> int:
     """What a call may cost at most, in steps of the feature's wallet: the hold. Raises PriceMissing like ``charge``."""
-    return tariff(feature, card).bound(input_tokens, output_tokens, uses)
+    return pricing(feature, card).bound(input_tokens, output_tokens, uses)
 
 
-def abandoned(plan: Plan, by: Tariff, estimate: Usage, *, held: int, uses: int = 1) -> int:
+def abandoned(plan: Plan, by: Pricing, estimate: Usage, *, held: int, uses: int = 1) -> int:
     """What a hold that nobody settled charges provisionally, by the plan's ``on_abandon``; never above ``held``.
 
     ``estimate`` is what was known before the call: its counted input's price is due, a fixed price whole.
@@ -321,7 +321,7 @@ def abandoned(plan: Plan, by: Tariff, estimate: Usage, *, held: int, uses: int =
             return min(held, by.price(estimate, uses))
 
 
-def output_affordable(by: Tariff, *, input_tokens: int, available: int, output_max: int) -> int:
+def output_affordable(by: Pricing, *, input_tokens: int, available: int, output_max: int) -> int:
     """The most output tokens, up to ``output_max``, whose bound ``available`` steps can pay; -1 when even 0 cannot be.
 
     For ``clamp``: found by bisection over the bound, so it holds for every kind of price.

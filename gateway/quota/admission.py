@@ -107,7 +107,7 @@ def bill_of(
     found = billed(outcome, work.estimate)
     card = work.card(wallet)
     usage, basis = found or (Usage(), Basis.PROVIDER)
-    price = plans.tariff(work.feature, card).price(usage, work.uses) if found and not work.free else 0
+    price = plans.pricing(work.feature, card).price(usage, work.uses) if found and not work.free else 0
     charged = price if shadowed is None else 0
     takes = engine.split(hold.takes, charged) if charged and hold.takes else ()
     budgets, windows = [], []

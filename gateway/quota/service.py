@@ -70,7 +70,7 @@ class Ask:
 
 
 @dataclass(slots=True)
-class _Trial:
+class _Progress:
     """How far an ask has come between its attempts."""
 
     caller: Caller
@@ -173,9 +173,8 @@ class Quota:
         return states
 
     def reloaded(self, before: Catalog, after: Catalog) -> None:
-        """Another config is in use: limits and policies are laid out anew."""
+        """Another config is in use: accounts move on to its plans."""
         self._versions.reloaded(before, after)
-        self._shapes = Shapes()
 
     async def admit(self, ask: Ask) -> Admission:
         """Take the hold; of a dry ask only say what it would be. A plan in shadow refuses nothing: what it would have
@@ -184,18 +183,18 @@ class Quota:
         Raises a Refusal, QuotaUnavailable, Overloaded, PriceMissing, or what ``refresh`` raises."""
         if self.scribe.full:
             raise Overloaded(retry_after_s=5)
-        trial = _Trial(ask.caller, ask.work)
+        progress = _Progress(ask.caller, ask.work)
         try:
             for _ in range(ATTEMPTS_MAX):
-                plan, account = plan_of(trial.caller, ask.catalog), account_of(trial.caller)
+                plan, account = plan_of(progress.caller, ask.catalog), account_of(progress.caller)
                 excluded = objection(ask.catalog, plan, account.subscription, ask.work.feature.name, ask.model)
-                if excluded is not None and trial.shadowed is None:
-                    await self._object(ask, trial, plan, excluded)
+                if excluded is not None and progress.shadowed is None:
+                    await self._object(ask, progress, plan, excluded)
                     continue
                 if account.subscription.plan_version != plan.version and await self._versions.follow(account.id, plan):
-                    await trial.refresh(ask)
+                    await progress.refresh(ask)
                     continue
-                request, partition = self._request(ask, trial, plan, account), self._engine.partition(account.id)
+                request, partition = self._request(ask, progress, plan, account), self._engine.partition(account.id)
                 if partition in self.holds.stale:
                     await self.holds.reassert(partition)
                 try:
@@ -207,8 +206,8 @@ class Quota:
                 if isinstance(reply, engine_model.Reserved):
                     self.clock.saw(reply.server_ms)
                     self.holds.saw_record(partition, reply.record)
-                    return self._admitted(ask, trial, plan, reply)
-                await self._learn(ask, trial, plan, reply)
+                    return self._admitted(ask, progress, plan, reply)
+                await self._learn(ask, progress, plan, reply)
         except (EngineUnavailable, StoreUnavailable) as error:
             raise QuotaUnavailable(retry_after_s=2) from error
         raise QuotaUnavailable(retry_after_s=1)
@@ -257,15 +256,15 @@ class Quota:
                     break
         raise QuotaUnavailable(retry_after_s=1)
 
-    def _request(self, ask: Ask, trial: _Trial, plan: Plan, account: Account) -> engine_model.Reserve:
+    def _request(self, ask: Ask, progress: _Progress, plan: Plan, account: Account) -> engine_model.Reserve:
         """What the engine is asked for; what shadow lets pass holds nothing. Raises PriceMissing."""
-        caller, work = trial.caller, trial.work
+        caller, work = progress.caller, progress.work
         now_ms = self.clock.now_ms()
         hold_id = ask.hold_id or str(uuid7())
-        if trial.shadowed is None:
+        if progress.shadowed is None:
             demand = self._shapes.of(caller, plan, ask.catalog).demand(work, now_ms)
         else:
-            demand = nothing_of(work, owes=trial.owes)
+            demand = nothing_of(work, owes=progress.owes)
         return engine_model.Reserve(
             account=account.id,
             hold_id=hold_id,
@@ -274,13 +273,13 @@ class Quota:
             lease_ms=ask.lease_ms,
             deadline_ms=now_ms + RESERVE_DEADLINE_MS,
             warn_at=ask.catalog.warn_at_permille,
-            note=self._notes.of(caller, plan, work, ask.facts, hold_id, now_ms, trial.shadowed),
+            note=self._notes.of(caller, plan, work, ask.facts, hold_id, now_ms, progress.shadowed),
             dry=ask.dry,
         )
 
-    def _admitted(self, ask: Ask, trial: _Trial, plan: Plan, reserved: engine_model.Reserved) -> Admission:
+    def _admitted(self, ask: Ask, progress: _Progress, plan: Plan, reserved: engine_model.Reserved) -> Admission:
         """From now on the hold lives; what shadow let pass is counted apart from refusals."""
-        hold, caller, shadowed = reserved.hold, trial.caller, trial.shadowed
+        hold, caller, shadowed = reserved.hold, progress.caller, progress.shadowed
         if not ask.dry:
             self.holds.add(hold)
             if reserved.crossed:
@@ -288,27 +287,29 @@ class Quota:
             if shadowed is not None:
                 scope = shadowed.detail.scope if shadowed.detail is not None and shadowed.detail.scope else "account"
                 self._metrics.shadow_denials.add((shadowed.code, scope, plan.name), 1)
-        return Admission(hold, caller, ask.catalog, plan, trial.work, ask.facts, reserved, trial.clamped_to, shadowed)
+        return Admission(
+            hold, caller, ask.catalog, plan, progress.work, ask.facts, reserved, progress.clamped_to, shadowed
+        )
 
-    async def _object(self, ask: Ask, trial: _Trial, plan: Plan, excluded: Refusal) -> None:
+    async def _object(self, ask: Ask, progress: _Progress, plan: Plan, excluded: Refusal) -> None:
         """The plan excludes the call, as far as is known here. Raises the Refusal if it does."""
-        account = account_of(trial.caller)
-        if not trial.is_fresh and await self._changed(account):
-            await trial.refresh(ask)
+        account = account_of(progress.caller)
+        if not progress.is_fresh and await self._changed(account):
+            await progress.refresh(ask)
         elif plan.shadow:
-            trial.shadowed = excluded
+            progress.shadowed = excluded
         else:
             raise self._refused(ask, account, _situation(ask, plan, account), excluded)
 
-    async def _learn(self, ask: Ask, trial: _Trial, plan: Plan, reply: engine_model.ReserveReply) -> None:
+    async def _learn(self, ask: Ask, progress: _Progress, plan: Plan, reply: engine_model.ReserveReply) -> None:
         """Not reserved: put right what was in its way. Raises a Refusal, QuotaUnavailable, Overloaded when nothing
         can be done about it."""
-        account = account_of(trial.caller)
+        account = account_of(progress.caller)
         match reply:
             case engine_model.Refused():
                 if reply.crossed and not ask.dry:
                     self._warn(ask, account, reply.crossed)
-                await self._yield_to(ask, trial, plan, reply)
+                await self._yield_to(ask, progress, plan, reply)
             case engine_model.Stale(ticket):
                 await self.turner.load(account.id, ticket)
             case engine_model.Turn(_, server_ms):
@@ -316,8 +317,8 @@ class Quota:
             case engine_model.Reauth(rev) if rev < account.rev:  # a change that Redis has not been told yet
                 await self.turner.catch_up(account.id)
             case engine_model.Reauth():
-                await trial.refresh(ask)
-                trial.work, trial.clamped_to = ask.work, None
+                await progress.refresh(ask)
+                progress.work, progress.clamped_to = ask.work, None
             case engine_model.Late(server_ms):
                 self.clock.saw(server_ms)
             case engine_model.Warming(_, _, record):
@@ -326,20 +327,21 @@ class Quota:
             case engine_model.Overloaded():
                 raise Overloaded(retry_after_s=5)
 
-    async def _yield_to(self, ask: Ask, trial: _Trial, plan: Plan, refused: engine_model.Refused) -> None:
+    async def _yield_to(self, ask: Ask, progress: _Progress, plan: Plan, refused: engine_model.Refused) -> None:
         """Ask for less, or for nothing in shadow. Raises the Refusal when there is no less."""
-        account, situation = account_of(trial.caller), _situation(ask, plan, account_of(trial.caller))
+        account, situation = account_of(progress.caller), _situation(ask, plan, account_of(progress.caller))
         if 0 < refused.resets_at_ms <= refused.server_ms:
             self.clock.saw(refused.server_ms)  # our clock was behind: the budget's period that we asked about is over
-        elif trial.work.input_expected is not None and ask.counted is not None:
-            trial.work = await ask.counted()
+        elif progress.work.input_expected is not None and ask.counted is not None:
+            progress.work = await ask.counted()
         elif plan.shadow:
-            trial.shadowed, trial.owes = trial.shadowed or refusal(situation, refused), trial.shadowed is not None
+            progress.owes = progress.shadowed is not None
+            progress.shadowed = progress.shadowed or refusal(situation, refused)
         else:
-            lowered = _lower(trial.work, refused, plan, ask)
+            lowered = _lower(progress.work, refused, plan, ask)
             if isinstance(lowered, engine_model.Refused):
                 raise self._refused(ask, account, situation, refusal(situation, lowered))
-            trial.work, trial.clamped_to = lowered, lowered.output_tokens // ask.choices
+            progress.work, progress.clamped_to = lowered, lowered.output_tokens // ask.choices
 
     def _warn(self, ask: Ask, account: Account, crossed: Sequence[tuple[str, int]]) -> None:
         for wallet, permille in crossed:

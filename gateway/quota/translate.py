@@ -9,7 +9,7 @@ from dataclasses import field, replace
 
 from gateway.domain import periods, plans
 from gateway.domain.accounts import AccountSnapshot, Caller
-from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan, Tariff
+from gateway.domain.plans import Catalog, Feature, Limits, Model, Plan, Pricing
 from gateway.domain.rates import RateCard
 from gateway.domain.usage import Usage
 from gateway.errors import PriceMissing
@@ -48,13 +48,13 @@ class Work:
         """The model's card in ``meter``, if there is a model and it has one."""
         return self.model.card(meter) if self.model is not None else None
 
-    def tariff(self, meter: str) -> Tariff:
+    def pricing(self, meter: str) -> Pricing:
         """What prices this work in ``meter``: its feature's price, or for a budget in another meter the model's card.
 
         Raises PriceMissing."""
         card = self.card(meter)
         if meter == self.feature.wallet:
-            return plans.tariff(self.feature, card)
+            return plans.pricing(self.feature, card)
         if card is None:
             raise PriceMissing
         return card
@@ -62,12 +62,12 @@ class Work:
 
 def price_of_bound(work: Work, meter: str) -> int:
     """What the call costs at most, in ``meter`` steps. Raises PriceMissing when the model has no price in it."""
-    return work.tariff(meter).bound(work.input_tokens, work.output_tokens, work.uses)
+    return work.pricing(meter).bound(work.input_tokens, work.output_tokens, work.uses)
 
 
 def price_of_usage(work: Work, meter: str, usage: Usage) -> int:
     """What the call really costs, in ``meter`` steps. Raises PriceMissing, but not for what was admitted in it."""
-    return work.tariff(meter).price(usage, work.uses)
+    return work.pricing(meter).price(usage, work.uses)
 
 
 def scopes_of(caller: Caller) -> dict[str, engine.Scope]:
@@ -135,9 +135,9 @@ class Shape:
             form = self._forms[key] = self._form(work, now_ms)
         amounts = [work.input_tokens + work.output_tokens, work.uses]
         for meter in form.meters:
-            tariff = work.tariff(meter)
-            amount = tariff.bound(work.input_tokens, work.output_tokens, work.uses)
-            amounts += (amount, plans.abandoned(self._plan, tariff, work.estimate, held=amount, uses=work.uses))
+            pricing = work.pricing(meter)
+            amount = pricing.bound(work.input_tokens, work.output_tokens, work.uses)
+            amounts += (amount, plans.abandoned(self._plan, pricing, work.estimate, held=amount, uses=work.uses))
         return form.form.fill(*amounts)
 
     def _form(self, work: Work, now_ms: int) -> _Form:
@@ -181,15 +181,19 @@ def _counted_windows(scope: engine.Scope, limits: Limits) -> list[engine.WindowD
 
 
 class Shapes:
-    """Shapes of recent callers, bounded."""
+    """Shapes of recent callers under one catalog, bounded. A call that began before a reload brings the one before it:
+    what is laid out for the one must not serve the other."""
 
     def __init__(self, entries_max: int = 20_000) -> None:
         self._entries_max = entries_max
         self._known: dict[tuple[str | int | None, ...], Shape] = {}
+        self._catalog: Catalog | None = None
 
     def of(self, caller: Caller, plan: Plan, catalog: Catalog) -> Shape:
         account = caller.account
         assert account is not None, "a demand is an account's"
+        if catalog is not self._catalog:
+            self._known, self._catalog = {}, catalog
         key = (caller.key_id, caller.user_id, caller.team_id, account.id, account.rev, plan.name, plan.version)
         shape = self._known.get(key)
         if shape is None:
@@ -225,7 +229,7 @@ def clamp_output(work: Work, refused: engine.Refused, choices: int) -> int:
         affordable = min(work.output_tokens, refused.available - work.input_tokens)
     else:
         affordable = plans.output_affordable(
-            work.tariff(refused.meter),
+            work.pricing(refused.meter),
             input_tokens=work.input_tokens,
             available=refused.available,
             output_max=work.output_tokens,

@@ -21,7 +21,7 @@ from gateway.domain.plans import (
     charge,
     demand,
     output_affordable,
-    tariff,
+    pricing,
 )
 from gateway.domain.units import AMOUNT_MAX
 from gateway.domain.usage import Usage
@@ -91,7 +91,7 @@ def test_a_hold_that_nobody_settled_charges_by_the_plans_policy(
     policy: Literal["estimate", "release", "hold"], price: Price, steps: int
 ) -> None:
     pro = plan("pro", on_abandon=policy)
-    assert abandoned(pro, tariff(feature(price), card()), Usage(input=20), held=50_000) == steps
+    assert abandoned(pro, pricing(feature(price), card()), Usage(input=20), held=50_000) == steps
 
 
 @given(
@@ -106,7 +106,7 @@ def test_the_affordable_output_is_the_largest_one_that_fits(
     def fits(output: int) -> bool:
         return demand(feature(price), card(), input_tokens=input_tokens, output_tokens=output) <= available
 
-    by = tariff(feature(price), card())
+    by = pricing(feature(price), card())
     found = output_affordable(by, input_tokens=input_tokens, available=available, output_max=output_max)
     assert -1 <= found <= output_max
     assert found == -1 or fits(found)
