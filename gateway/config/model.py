@@ -35,7 +35,7 @@ class Upstream:
     name: str
     dialect: Literal["anthropic", "openai"]
     url: str  # no trailing slash
-    keys: tuple[str, ...]  # non-empty ones only; no key = off
+    keys: tuple[str, ...] = field(repr=False)  # non-empty ones only; no key = off
     output_field: str | None = None
     insecure: bool = False
 
@@ -48,9 +48,9 @@ class Upstream:
 class Settings:
     listen: Address
     admin: Address
-    admin_token: str
+    admin_token: str = field(repr=False)
     workers: int  # 0 = one per core
-    secret: str  # "" = made once in the data folder
+    secret: str = field(repr=False)  # "" = made once in the data folder
     lease_s: float
     connect_s: float
     first_byte_s: float
@@ -58,8 +58,8 @@ class Settings:
     drain_s: float
     grace_s: float
     body_max_bytes: int
-    redis: str  # "embedded" or a URL
-    database: str  # "embedded" or a URL
+    redis: str = field(repr=False)  # "embedded" or a URL, which may name a password
+    database: str = field(repr=False)  # likewise
     upstreams: Mapping[str, Upstream]
     quota_status: int
     public_pricing: bool = False  # plans and packages are told without a key

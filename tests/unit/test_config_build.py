@@ -369,3 +369,25 @@ def test_stripes_secrets_say_which_mode_and_may_be_two() -> None:
     assert stripe is not None and stripe.livemode
     assert stripe.webhook_secrets == ("whsec_old", "whsec_new")
     assert (stripe.success_url, stripe.cancel_url, stripe.url) == ("https://a.b/?paid=1", "", "https://api.stripe.com")
+
+
+def test_a_loaded_config_shows_no_secret() -> None:
+    """Whoever prints it, or a part of it, prints none of what was kept out of the file."""
+    text = edited(
+        "admin: 127.0.0.1:9090}",
+        'admin: 127.0.0.1:9090, admin_token: "${TOKEN}", secret: "${SECRET}"}',
+        "redis: embedded, database: embedded",
+        'redis: "${REDIS}", database: "${DATABASE}"',
+    )
+    loaded = config(
+        text,
+        {
+            "KEY": "canary-key",
+            "TOKEN": "canary-token-of-thirty-two-letters",
+            "SECRET": "canary-secret-of-thirty-two-letters",
+            "REDIS": "redis://:canary@localhost/0",
+            "DATABASE": "postgresql://tollgate:canary@localhost/tollgate",
+        },
+    )
+    assert loaded.settings.upstreams["anthropic"].keys == ("canary-key",)
+    assert "canary" not in repr(loaded)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import field
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -44,7 +45,7 @@ class Route:
 
     origin: Origin
     opening: bytes
-    closing: bytes  # of the request line, the host and the fixed headers
+    closing: bytes = field(repr=False)  # of the request line, the host and the fixed headers, which are secret
 
 
 @lru_cache(_REMEMBERED_MAX)

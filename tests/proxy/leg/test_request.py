@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy.leg.request import Origin, spell
+from gateway.proxy.leg.request import Origin, route, spell
 
 URL = "https://api.example.com/v1/messages"
 
@@ -58,6 +58,10 @@ def test_an_address_is_taken_apart(url: str, origin: Origin, line: str, host: st
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         spell(url, (), {}, 0)
+
+
+def test_what_is_remembered_of_an_address_shows_no_secret() -> None:
+    assert "sk-1" not in repr(route(URL, ((b"x-api-key", b"sk-1"),)))
 
 
 @pytest.mark.parametrize("value", [b"a\r\nX: y", b"a\n", b"a\r", b"\0", b"a\x7f", b"\x1b[0m", b"a" * 1_000 + b"\n"])
