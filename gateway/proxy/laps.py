@@ -17,9 +17,8 @@ AUTHENTICATE: Final = ("authenticate",)
 PARSE: Final = ("parse",)
 COUNT: Final = ("count",)
 RESERVE: Final = ("reserve",)
-CONNECT: Final = (
-    "connect",
-)  # until the request leaves: its body written anew where needed, a connection found or made
+# Until the request leaves: its body written anew where needed, a connection found or made.
+CONNECT: Final = ("connect",)
 RELAY: Final = ("relay",)  # chunks scanned and passed on, a whole answer priced
 SETTLE: Final = ("settle",)
 TOTAL: Final = ("total",)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from time import monotonic_ns
+from time import monotonic_ns, time
 
 
 class ServerClock:
@@ -11,7 +10,7 @@ class ServerClock:
 
     def __init__(self) -> None:
         self._offset_ms = 0
-        self.saw(int(time.time() * 1000))
+        self.saw(int(time() * 1000))
 
     def saw(self, server_ms: int) -> None:
         """A reply carried the server's time. A late reply makes us run behind by its delay, never ahead."""

@@ -55,7 +55,7 @@ class Scribe:
         self._confirms: dict[tuple[str, str], engine_model.Confirm] = {}  # by account and hold
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
-        self._rest()
+        self._idle.set()
         self.store_up = True
 
     @property
@@ -70,7 +70,7 @@ class Scribe:
     def add(self, row: ChargeRow) -> None:
         """Never blocks, never refuses: a charge that was earned is kept."""
         self._rows.append((row, time.monotonic()))
-        if self._resting:
+        if self._idle.is_set():
             self._wake()
 
     async def write(self, rows: Sequence[ChargeRow]) -> None:
@@ -87,13 +87,8 @@ class Scribe:
         self._wake()
 
     def _wake(self) -> None:
-        self._resting = False
         self._idle.clear()
         self._work.set()
-
-    def _rest(self) -> None:
-        self._resting = True
-        self._idle.set()
 
     async def decide(self, row: ChargeRow) -> None:
         """Commit one charge now and tell Redis at once, or, while it is away, as soon as it answers: for those who must
@@ -109,7 +104,7 @@ class Scribe:
         if self.kept:  # started again after a failure
             self._wake()
         else:
-            self._rest()
+            self._idle.set()
         while True:
             await self._work.wait()
             self._work.clear()
@@ -121,7 +116,7 @@ class Scribe:
                 if not (wrote and confirmed):
                     await asyncio.sleep(RETRY_S)
             else:
-                self._rest()
+                self._idle.set()
 
     async def drained(self) -> None:
         """Wait until everything known so far is written and confirmed."""
