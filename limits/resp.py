@@ -30,6 +30,8 @@ NOT_RUN = frozenset(
 REFUSED = frozenset(("OOM", "MISCONF", "READONLY", "NOREPLICAS", "NOGOODSLAVE", "IOERR", "UNBLOCKED", "MOVED", "ASK"))
 
 
+_REMEMBERED_KEYS_MAX = 3  # an account's; a beat has hundreds of accounts, and others each time
+
 # hiredis' own stub allows a tuple of one argument only.
 _pack: Callable[[tuple[Argument, ...]], bytes] = cast(Any, hiredis.pack_command)
 
@@ -75,7 +77,8 @@ def blanks(*args: bytes | None) -> bytes:
 
 def pack_evalsha(script: Script, keys: Sequence[bytes], args: Sequence[Argument] | Spelled) -> bytes:
     """``EVALSHA sha numkeys keys… args…``."""
-    return _command(_known(script.sha, tuple(keys)), args)
+    beginning = _remembered if len(keys) <= _REMEMBERED_KEYS_MAX else _beginning
+    return _command(beginning(script.sha, *keys), args)
 
 
 def pack_eval(script: Script, keys: Sequence[bytes], args: Sequence[Argument] | Spelled) -> bytes:
@@ -83,10 +86,12 @@ def pack_eval(script: Script, keys: Sequence[bytes], args: Sequence[Argument] | 
     return _command(Spelled.of(b"EVAL", script.source, len(keys), *keys), args)
 
 
-@lru_cache(maxsize=16_384)
-def _known(sha: bytes, keys: tuple[bytes, ...]) -> Spelled:
+def _beginning(sha: bytes, *keys: bytes) -> Spelled:
     """How a command begins that runs a script by its hash: the same for all of an account's calls."""
     return Spelled.of(b"EVALSHA", sha, len(keys), *keys)
+
+
+_remembered = lru_cache(maxsize=16_384)(_beginning)
 
 
 def _command(head: Spelled, args: Sequence[Argument] | Spelled) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Iterator
+
 import hiredis
 import pytest
 
@@ -23,3 +26,18 @@ def test_a_script_is_asked_for_in_the_same_bytes_however_its_arguments_were_spel
 def test_blanks_are_filled_in_with_any_bytes(filled: bytes) -> None:
     given = blanks(None, b"100%", None) % (len(filled), filled, len(filled), filled)
     assert given == Spelled.of(filled, b"100%", filled).data
+
+
+@pytest.fixture
+def tracing() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+def test_beats_leave_nothing_behind(tracing: None) -> None:
+    """Each has the accounts that it is due for: hundreds, and others each time. To remember them would fill memory."""
+    before, _ = tracemalloc.get_traced_memory()
+    for beat in range(200):
+        pack_evalsha(SCRIPT, [*KEYS[1:], *(b"{p000}:a:%d-%d" % (beat, account) for account in range(100))], ())
+    assert tracemalloc.get_traced_memory()[0] - before < 200_000
