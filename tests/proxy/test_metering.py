@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.support.bills import STEPS, assert_settled_to, tokens_served, usage_rows
-from tests.support.gateways import Local
+from tests.support.calls import ANTHROPIC
+from tests.support.gateways import Local, config_text, local
+from tests.support.processes import free_port
 from tests.support.simulators import LocalModels, anthropic_client, openai_client
 
 CLAUDE, GPT = "claude-haiku-4-5", "gpt-5"
@@ -126,6 +129,30 @@ async def test_a_whole_answer_says_what_it_cost_and_what_is_left(gateway: Local,
     assert told["Tollgate-Remaining"] == str(500_000 - charged)
     assert "Tollgate-Resets-At" in told and "Tollgate-Request-Id" in told
     await assert_settled_to(gateway, account.id, charged * STEPS)
+
+
+async def test_where_a_unit_is_so_many_tokens_cost_and_use_are_told_in_tokens_too(
+    models: LocalModels, valkey_url: str, tmp_path: Path
+) -> None:
+    """Used is what this call and all before it came to; of a stream neither is known when it begins."""
+    plain = config_text(models.url, port=free_port(), admin=free_port())
+    text = plain.replace("tokens: {decimals: 3}", "tokens: {decimals: 3, tokens_per_unit: 4}")
+    async with local(models.url, valkey_url, tmp_path, text=text) as gateway:
+        key = await gateway.key("pro")
+        used = 0
+        for turn, stream in enumerate((False, True, False)):
+            body = ANTHROPIC.body(f"tag=turn-{turn} output=40", stream=stream)
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(gateway.url + ANTHROPIC.path, json=body, headers=ANTHROPIC.headers(key)) as answer,
+            ):
+                await answer.read()
+            (entry,) = await models.journal.ended(f"turn-{turn}")
+            await gateway.settled()
+            charged = tokens_served(entry)
+            used += charged
+            told = [answer.headers.get(f"Tollgate-{name}-Tokens") for name in ("Charged", "Used")]
+            assert told == ([None, None] if stream else [str(4 * charged), str(4 * used)])
 
 
 async def test_cached_tokens_are_counted_once(gateway: Local, models: LocalModels) -> None:

@@ -118,6 +118,44 @@ async def test_features_are_counted_by_what_became_of_their_uses(gateway: Local)
     }
 
 
+async def test_every_attempt_is_counted_under_its_upstream_and_what_became_of_it(
+    gateway: Local, models: LocalModels
+) -> None:
+    key = await gateway.key("pro")
+    tried = [("output=5", 200), ("output=5", 200), ("status=429", 429), ("status=500", 500), ("reset=before", 502)]
+    for steering, status in tried:
+        assert await ask(gateway, key, steering) == status
+    assert await ask(gateway, key, dialect=ANTHROPIC) == 200
+    counted = (await settled_page(gateway)).series("tollgate_upstream_requests_total")  # (status, upstream)
+    assert counted == {
+        ("200", "openai"): 2,
+        ("429", "openai"): 1,
+        ("500", "openai"): 1,
+        ("upstream_unreachable", "openai"): 1,
+        ("200", "anthropic"): 1,
+    }
+
+
+async def test_tokens_are_counted_by_kind_and_compared_with_what_was_expected_of_them(
+    gateway: Local, models: LocalModels
+) -> None:
+    """A cached token is input, however long it was cached for."""
+    key = await gateway.key("drain")
+    body = ANTHROPIC.body("input=40 output=50 cached=30 cache_write=20 cache_write_1h=10", max_tokens=200)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(gateway.url + ANTHROPIC.path, json=body, headers=ANTHROPIC.headers(key)) as answer,
+    ):
+        assert answer.status == 200
+        expected = int(answer.headers["Tollgate-Held"]) - 200
+    page = await settled_page(gateway)
+    kinds = page.series("tollgate_tokens_total")  # (kind, model, plan)
+    told = {kind: count for (kind, _, _), count in kinds.items()}
+    assert told == {"input": 40, "cache_read": 30, "cache_write": 30, "output": 50}
+    assert page.sum("tollgate_estimate_ratio_sum", part="input") == pytest.approx(100 / expected)
+    assert page.sum("tollgate_estimate_ratio_sum", part="output") == pytest.approx(50 / 200)
+
+
 async def test_what_clients_choose_is_no_label(gateway: Local) -> None:
     """Neither names nor numbers of series are theirs to choose."""
     key = await gateway.key("pro", name="canary-account", external_id="canary-external")
