@@ -15,6 +15,7 @@ from uuid_utils import uuid7
 from gateway.domain.charges import ChargeChange, Committed, encode
 from gateway.errors import BadRequest, QuotaUnavailable
 from gateway.metrics import Metrics
+from gateway.proxy import exchange
 from gateway.quota import rounds, service, versions
 from gateway.quota.admission import Admission
 from gateway.quota.clock import ServerClock
@@ -382,6 +383,23 @@ async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_los
     await quota.scribe.write([row_of(entry, ended_at_ms=quota.clock.now_ms()) for entry in entries])
     await assert_settled_to(gateway, account.id, 0)
     assert [row["charged"] for row in await usage_rows(gateway, account.id)] == [0]
+
+
+async def test_a_bug_while_settling_leaves_no_hold_that_is_renewed_for_ever(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease ends it."""
+
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(exchange, "settle", broken)
+    key, _ = await gateway.account("drain")
+    request = {"json": ANTHROPIC.body("output=5"), "headers": ANTHROPIC.headers(key)}
+    async with aiohttp.ClientSession() as session, session.post(gateway.url + ANTHROPIC.path, **request) as answer:
+        assert answer.status == 200
+    await gateway.worker.gateway.tasks.drained(10)
+    assert len(gateway.worker.gateway.quota.holds) == 0
 
 
 async def test_a_charge_that_cannot_be_read_or_a_partition_that_fails_keeps_no_other_from_its_end(

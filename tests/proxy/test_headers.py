@@ -35,7 +35,7 @@ SENT = {
     "accept-language": "de",
     "authorization-extra": "x",
     "cookie": "session=canary",
-    "connection": "keep-alive, anthropic-hop",
+    "connection": "keep-alive, Anthropic-Hop",
     "anthropic-hop": "by-hop",
     "keep-alive": "timeout=5",
     "proxy-authorization": "Basic eDp5",

@@ -131,6 +131,18 @@ async def test_a_whole_answer_says_what_it_cost_and_what_is_left(gateway: Local,
     await assert_settled_to(gateway, account.id, charged * STEPS)
 
 
+async def test_what_is_left_is_never_told_as_less_than_nothing(gateway: Local, models: LocalModels) -> None:
+    """A trial of 6,000, and an answer that became longer than that."""
+    key = await gateway.key("trial")
+    body = ANTHROPIC.body("output=6500 overrun", max_tokens=100)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(gateway.url + ANTHROPIC.path, json=body, headers=ANTHROPIC.headers(key)) as answer,
+    ):
+        assert answer.status == 200 and int(answer.headers["Tollgate-Charged"]) > 6_000
+    assert answer.headers["Tollgate-Remaining"] == "0"
+
+
 async def test_where_a_unit_is_so_many_tokens_cost_and_use_are_told_in_tokens_too(
     models: LocalModels, valkey_url: str, tmp_path: Path
 ) -> None:

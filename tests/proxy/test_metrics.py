@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -116,6 +117,16 @@ async def test_features_are_counted_by_what_became_of_their_uses(gateway: Local)
         ("job", "refused", "trial"): 1,
         ("general", "complete", "pro"): 1,
     }
+
+
+async def test_a_plan_that_the_config_lost_is_no_label(gateway: Local) -> None:
+    key = await gateway.key("cut")
+    config = gateway.worker.gateway.config
+    plans = {name: plan for name, plan in config.catalog.plans.items() if name != "cut"}
+    gateway.worker.configure(replace(config, catalog=replace(config.catalog, plans=plans)))
+    assert await ask(gateway, key) != 200
+    ((_, plan, _, _),) = (await settled_page(gateway)).series("tollgate_requests_total")  # model, plan, route, status
+    assert plan == "other"
 
 
 async def test_every_attempt_is_counted_under_its_upstream_and_what_became_of_it(

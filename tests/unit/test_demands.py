@@ -37,7 +37,7 @@ BUDGETS = (
 CALLER = Caller("key", ACME, None, None, BUDGETS)
 MODEL = Model("gpt-*", (), ("a",), (card(), card(name="money", meter="usd")), 100, 10)
 WORK = Work(GENERAL, MODEL, 250, 1000)
-LATER = replace(CALLER, account=replace(ACME, rev=2), budgets=BUDGETS[:1])
+LATER = replace(CALLER, account=replace(ACME, rev=2), budgets=(replace(BUDGETS[0], amount=5_000),))
 
 Call = tuple[Caller, Plan, Work, int]
 CALLS: dict[str, Call] = {

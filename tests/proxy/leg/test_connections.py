@@ -12,6 +12,7 @@ import pytest
 from gateway.errors import TollgateError, UpstreamInterrupted, UpstreamTimeout, UpstreamUnreachable
 from gateway.proxy.leg import pool
 from gateway.proxy.leg.client import HttpLeg
+from gateway.proxy.leg.connection import Untouched
 from gateway.proxy.leg.pool import Pool
 from gateway.proxy.leg.request import Origin
 from tests.support.legs import ask, full_listener, rest, turns, whole
@@ -186,6 +187,32 @@ async def test_a_call_on_a_connection_that_had_just_ended_is_made_again_on_a_new
             first.close()  # between this and the request the loop gets no turn to notice
             assert await whole(leg, url, b" " * (size - 2) + b"{}") == b"hello"
             await again
+
+
+async def test_a_call_is_made_again_once_and_never_because_a_new_connection_ended(
+    leg: HttpLeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Ended:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def ask(self, *_: object, **__: object) -> asyncio.Future[Exception]:
+            asked.append(self.name)
+            assert len(asked) < 3
+            found: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+            found.set_result(Untouched("closed before the request"))
+            return found
+
+    async def made(_: object) -> Ended:
+        return Ended("new")
+
+    monkeypatch.setattr(Pool, "take", lambda _: Ended("kept"))
+    monkeypatch.setattr(Pool, "open", made)
+    with pytest.raises(UpstreamUnreachable):
+        await ask(leg, "http://127.0.0.1:9/")
+    assert asked == ["kept", "new"]
 
 
 @pytest.mark.parametrize("is_reset", [False, True])

@@ -118,6 +118,15 @@ async def test_a_slow_reader_stops_the_upstream_and_a_quick_one_does_not() -> No
     assert wire.is_kept and await answer.read() == b""
 
 
+async def test_a_reader_that_takes_each_piece_never_stops_the_upstream() -> None:
+    wire, pieces = Wire(), 100
+    answer = await begun(wire, OK + b"Content-Length: %d\r\n\r\n" % (pieces * 1_000))
+    for _ in range(pieces):
+        wire.come(b"x" * 1_000)
+        assert wire.is_reading
+        await answer.read()
+
+
 async def test_a_connection_whose_last_answer_waits_unread_listens_again() -> None:
     """Or nobody would notice that it ends."""
     wire = Wire()

@@ -104,6 +104,7 @@ DUPLICATES = [
     (b'{"max_output_tokens": 1, "model": "a", "max_output_tokens": null}', "max_output_tokens"),
     (b'{"model": "a", "stream": true, "stream": false}', "stream"),
     (b'{"model": "a", "n": 1, "n": 100}', "n"),
+    (b'{"model": "a", "best_of": 1, "best_of": 100}', "best_of"),
     (b'{"model": "a", "mod\\u0065l": "b"}', "model"),
     (b'{"model": "a", "\\u006d\\u006F\\u0064\\u0065\\u006c": "b"}', "model"),
     (b'{"model" : "a", "user": "model", "model"\n\t: "b"}', "model"),

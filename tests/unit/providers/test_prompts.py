@@ -131,6 +131,9 @@ def test_framing_grows_with_messages_and_tools() -> None:
         tools = prompt_of(dialect, messages=[{"role": "user", "content": "x"}], tools=[{"name": "t"}])
         server = prompt_of(dialect, messages=[{"role": "user", "content": "x"}], tools=[{"type": "web_search_1"}])
         assert one.framing_tokens + 8 == three.framing_tokens
+        if dialect == "openai_chat":
+            named = prompt_of(dialect, messages=[{"role": "user", "content": "x", "name": "ann"}])
+            assert named.framing_tokens == one.framing_tokens + 1
         assert one.framing_tokens < tools.framing_tokens < server.framing_tokens - 1_000
 
 

@@ -13,6 +13,7 @@ from gateway.domain.usage import AtLeast, Basis, Exact, NotServed, Usage
 from gateway.providers.adapter import Scanner
 from gateway.providers.families import family
 from gateway.providers.sse import EVENT_BYTES_MAX, HELD_BYTES_MAX, event_data, events
+from gateway.providers.tokens import preload
 from tests.unit.providers.goldens import ADAPTERS, call_of, run
 
 MODELS = {"anthropic": "claude-sonnet-4-5", "openai_chat": "gpt-5", "openai_responses": "gpt-5"}
@@ -122,6 +123,30 @@ def feed_giant(scanner: Scanner, head: bytes, filling: bytes, size_bytes: int, t
         tracemalloc.stop()
     assert given == len(head) + len(piece) * (size_bytes // len(piece)) + len(tail)
     return peak
+
+
+def test_only_a_chunk_of_usage_and_nothing_else_is_hidden() -> None:
+    """What the client may want besides, it gets; and the next chunk's usage is still hidden."""
+    for more in (b'"moderation":{"flagged":true}', b'"error":{"message":"slow"}'):
+        scanner = scanner_of("openai_chat", hidden=True)
+        told = USAGE[:-1] + b"," + more + b"}\n\n"
+        assert scanner.feed(CHUNK + b"\n\n") + scanner.feed(told) == CHUNK + b"\n\n" + told
+        assert scanner.feed(USAGE + b"\n\n") == b""
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_long_stream_of_short_events_passes_in_little_memory(hidden: bool) -> None:
+    event = CHUNK + b"\n\n"
+    scanner = scanner_of("openai_chat", hidden=hidden)
+    preload()
+    tracemalloc.start()
+    try:
+        for _ in range(20_000):
+            assert scanner.feed(event) is event
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < len(event) * 20_000 / 4
 
 
 @pytest.mark.parametrize("dialect", list(MODELS))
