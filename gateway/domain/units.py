@@ -109,7 +109,7 @@ class Meter:
         part = steps % scale
         if not part:
             return str(steps // scale)
-        return f"{steps // scale}.{part:0{self.decimals}d}".rstrip("0")
+        return f"{steps // scale}.{str(part).zfill(self.decimals)}".rstrip("0")
 
     def roundly(self, steps: int) -> str:
         """An estimated demand as it stands behind a "~": rounded up to the next 100 units."""

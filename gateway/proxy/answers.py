@@ -20,13 +20,20 @@ def error_response(error: TollgateError, adapter: Adapter, *, request_id: str, q
     return Whole(status_of(error, quota_status), headers, adapter.error_body(error, request_id))
 
 
-def quota_headers(
-    admission: Admission, asked: Asked, bound: Bound, *, now_ms: int, charged: int | None = None
-) -> dict[str, str]:
-    """What a client may know of its quota when its answer begins; of a whole one also what it cost (``charged``), and
-    what is left after it. A free call touches no wallet."""
+def tell_quota(
+    headers: dict[str, str],
+    admission: Admission,
+    asked: Asked,
+    bound: Bound,
+    *,
+    now_ms: int,
+    charged: int | None = None,
+) -> None:
+    """Add what a client may know of its quota when its answer begins; of a whole one also what it cost (``charged``),
+    and what is left after it. A free call touches no wallet."""
     meter = admission.catalog.meters[admission.wallet]
-    headers = {**SERVER, "Tollgate-Request-Id": admission.hold.hold_id}
+    headers |= SERVER
+    headers["Tollgate-Request-Id"] = admission.hold.hold_id
     view = admission.view
     if view is not None:
         remaining = view.available if charged is None else view.available + admission.held - charged
@@ -46,7 +53,6 @@ def quota_headers(
     if clamped_to is not None:
         headers["Tollgate-Clamped"] = str(clamped_to)
     headers |= asked.adapter.rate_limit_headers(admission.tightest(), now_ms)
-    return headers
 
 
 def _clamped_to(admission: Admission, asked: Asked, bound: Bound) -> int | None:

@@ -149,7 +149,7 @@ class Exchange:
 
     def _headers(self, forwarded: Forwarded, *, now_ms: int, charged: int | None = None) -> dict[str, str]:
         told = headers.to_client(forwarded.reply.headers)
-        told |= answers.quota_headers(self.admission, self.asked, self.bound, now_ms=now_ms, charged=charged)
+        answers.tell_quota(told, self.admission, self.asked, self.bound, now_ms=now_ms, charged=charged)
         return told
 
     def _pass_error_on(self, forwarded: Forwarded, body: bytes) -> None:

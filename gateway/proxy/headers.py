@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
+from gateway.proxy.names import Names
+
 _CONNECTION = b"connection"
-_REMEMBERED_BYTES_MAX = 64  # of one name
 
 # Client → upstream. Credentials, cookies, forwarding and hop-by-hop headers are never among them.
 _REQUEST_ALLOWED = frozenset({b"content-type", b"accept", b"openai-beta"})
@@ -37,7 +38,7 @@ def _passed(raw: bytes) -> bytes | None:
     return name if name.startswith(_REQUEST_ALLOWED_PREFIX) and name not in _REQUEST_DENIED else None
 
 
-_remembered = lru_cache(1_024)(_passed)
+_names = Names(_passed)
 
 
 def to_upstream(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -48,7 +49,7 @@ def to_upstream(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """
     passed: dict[bytes, bytes] = {}
     for raw, value in headers:
-        name = _passed(raw) if raw[_REMEMBERED_BYTES_MAX:] else _remembered(raw)
+        name = _names[raw]
         if name is not None:
             passed[name] = b"%b, %b" % (passed[name], value) if name in passed else value
     if _CONNECTION in passed:

@@ -169,15 +169,16 @@ def spelled(answer: Whole, message: RawRequestMessage, *, is_kept: bool) -> byte
     """A whole answer as bytes. Its headers are printable: what an upstream wrote passes ``headers.to_client``."""
     is_modern = message.version >= HttpVersion11
     status, headers, body = answer.status, answer.headers, answer.body
-    head = f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}\r\n"
+    lines = [f"HTTP/1.{int(is_modern)} {status} {_REASONS.get(status, '')}\r\n"]
     for name, value in headers.items():
-        head += f"{name}: {value}\r\n"
+        lines.append(f"{name}: {value}\r\n")
     if status in _BODILESS:
         body = b""
     else:
-        head += f"content-length: {len(body)}\r\n"
+        lines.append(f"content-length: {len(body)}\r\n")
         if "content-type" not in headers:
-            head += "content-type: application/octet-stream\r\n"
+            lines.append("content-type: application/octet-stream\r\n")
     if is_kept != is_modern:
-        head += "connection: keep-alive\r\n" if is_kept else "connection: close\r\n"
-    return f"{head}date: {rfc822_formatted_time()}\r\n\r\n".encode() + body
+        lines.append("connection: keep-alive\r\n" if is_kept else "connection: close\r\n")
+    lines.append(f"date: {rfc822_formatted_time()}\r\n\r\n")
+    return "".join(lines).encode() + body

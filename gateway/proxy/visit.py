@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """An answer in one piece. Each header is there once; ``content-type`` in lower case."""
+    """An answer in one piece. Each header is there once, and printable; ``content-type`` in lower case."""
 
     status: int
     headers: dict[str, str]

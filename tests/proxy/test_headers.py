@@ -11,6 +11,8 @@ import anthropic
 import pytest
 from yarl import URL
 
+from gateway.proxy.headers import to_client
+from gateway.proxy.names import NAME_BYTES_MAX, NAMES_MAX, Names
 from gateway.simulator import problems
 from tests.support.bills import STEPS, assert_settled_to, usage_rows
 from tests.support.calls import ANTHROPIC, CHAT, DIALECTS, Dialect
@@ -220,3 +222,28 @@ async def test_no_other_dialect_counts_tokens(gateway: Local) -> None:
         session.post(f"{gateway.url}/v1/responses/input_tokens", json=CHAT.body(), headers=CHAT.headers(key)) as answer,
     ):
         assert answer.status == 404
+
+
+def test_an_upstreams_header_that_would_not_stay_on_its_line_is_left_out() -> None:
+    """No value of a provider's begins a header of its own, whichever way the answer is written."""
+    for value in ("a\r\nset-cookie: b", "a\nb", "a\rb", "a\0b", "a\tb", "a\x7fb", "a\udc80b", "a\u2028b"):
+        assert to_client({"x-request-id": value, "retry-after": "1"}) == {"retry-after": "1"}, repr(value)
+    assert to_client({"x-request-id": "é b", "server": "theirs"}) == {"x-request-id": "é b"}
+
+
+def test_what_is_remembered_of_header_names_is_bounded() -> None:
+    """Callers choose the names; what is said of one does not depend on what was forgotten."""
+    asked: list[bytes] = []
+
+    def judge(raw: bytes) -> bytes:
+        asked.append(raw)
+        return raw.lower()
+
+    names = Names(judge)
+    assert [names[b"Accept"], names[b"Accept"]] == [b"accept", b"accept"] and asked == [b"Accept"]
+    long = b"X" * (NAME_BYTES_MAX + 1)
+    assert names[long] == long.lower() and long not in names
+    for number in range(2 * NAMES_MAX):
+        assert names[b"X-%d" % number] == b"x-%d" % number
+        assert len(names) <= NAMES_MAX
+    assert names[b"Accept"] == b"accept"

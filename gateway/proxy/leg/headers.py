@@ -9,9 +9,8 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 
-_REMEMBERED_BYTES_MAX = 64  # of one name
+from gateway.proxy.names import Names
 
 
 def _lower(raw: bytes) -> str:
@@ -19,14 +18,14 @@ def _lower(raw: bytes) -> str:
     return raw.decode("ascii").lower()
 
 
-_remembered = lru_cache(1_024)(_lower)
+_names = Names(_lower)
 
 
 def headers_of(pairs: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """The headers that these pairs are."""
     headers: dict[str, str] = {}
     for raw, value in pairs:
-        name = _lower(raw) if raw[_REMEMBERED_BYTES_MAX:] else _remembered(raw)
+        name = _names[raw]
         text = value.decode("utf-8", "surrogateescape").rstrip(" \t")
         headers[name] = f"{headers[name]}, {text}" if name in headers else text
     return headers
