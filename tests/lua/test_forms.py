@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from limits import codec
 from limits.engine import Engine
 from limits.forms import Form, blank
-from limits.model import AMOUNT_MAX, Demand, Hold, Reserved
+from limits.model import AMOUNT_MAX, Demand, Hold, Reserved, Take
 from tests.support.lab import HERE, TEAM, Lab, budget, concurrency, together, wallet, window
 
 AMOUNTS = st.integers(0, AMOUNT_MAX)
@@ -78,3 +78,10 @@ async def test_a_filled_form_takes_and_gives_back_what_its_demand_would(lab: Lab
 
 async def _renewed(engine: Engine, hold: Hold) -> None:
     await engine.renew(engine.partition(hold.account), [hold])
+
+
+@given(AMOUNTS)
+def test_a_hold_is_kept_with_the_exact_amount_that_it_took(amount: int) -> None:
+    hold_id = "01a1f8ad-4417-74f2-89a4-c2f1effb74e0"
+    hold = Hold("acme", hold_id, 1, 1_700_000_000_000, 60_000, (Take("tokens", 7, amount),), wallet(amount), (), b"")
+    assert codec.decode_hold(hold_id, codec.encode_hold(hold, codec.layout(hold.demand))).takes == ((7, amount),)
