@@ -109,7 +109,7 @@ async def test_an_upstream_that_speaks_no_tls_is_unreachable(trusting: HttpLeg) 
 
 
 async def test_a_handshake_that_takes_too_long_is_unreachable() -> None:
-    leg = HttpLeg(connect_s=0.05)
+    leg = HttpLeg(connect_s=0.5)
     async with upstream() as up:
         up.script = Link.until_left
         assert await refused(leg, up.url.replace("http", "https")) == "TimeoutError"
