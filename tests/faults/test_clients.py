@@ -17,7 +17,8 @@ from tests.support.processes import eventually
 from tests.support.scrape import scrape
 from tests.support.simulators import LocalModels
 from tests.support.sockets import connection
-from tests.support.tuning import tune
+from tests.support.tuning import set_upstream, tune
+from tests.support.upstreams import scripted
 
 EVENTS = 30  # of content; framing events come on top
 CHUNK_TOKENS = 4
@@ -167,6 +168,23 @@ async def test_a_cut_hang_up_before_the_first_byte_is_charged_its_input(
     page = await scrape(gateway)
     statuses = {labels[-1]: calls for labels, calls in page.series("tollgate_requests_total").items()}
     assert statuses == {"499": 1}, "one call that nobody waited for, and no error of ours"
+
+
+async def test_a_cut_hang_up_while_an_upstreams_error_still_comes_owes_nothing(gateway: Local) -> None:
+    """What answers with an error has billed nothing, though its request was sent."""
+    key, account = await gateway.account("cut")
+
+    async def is_refused() -> bool:
+        return any(call.outgoing is not None and call.outgoing.refused for call in gateway.worker.gateway.open)
+
+    async with scripted(b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 1000\r\n\r\nand so on") as upstream:
+        set_upstream(gateway, "anthropic", url=upstream.url)
+        async with connection(gateway.url) as client:
+            client.send(ANTHROPIC.request(key, ANTHROPIC.body("output=40")))
+            await eventually(is_refused, what="the error begins", within_s=10)
+            client.reset()
+            await assert_settled_to(gateway, account.id, 0)
+    assert not await usage_rows(gateway, account.id)
 
 
 @pytest.mark.parametrize("plan", ["drain", "cut"])
