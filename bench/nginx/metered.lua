@@ -110,16 +110,15 @@ function metered.tell()
     header["x-ratelimit-reset-tokens"] = limits[7] .. "s"
 end
 
--- The body filter: the usage is near the end of a JSON answer, and in the last events of a stream.
+-- The body filter: the usage is near the end of a JSON answer, and in the last events of a stream; the others say null.
 function metered.read_usage()
     local call, bytes = ngx.ctx.call, ngx.arg[1]
     if not call or not bytes or bytes == "" then return end
     if not call.is_stream then
         call.answer = call.answer and call.answer .. bytes or bytes
-        if not ngx.arg[2] and not call.answer:find('"usage"', 1, true) then return end
         bytes = call.answer
     end
-    local at = bytes:find('"usage"', 1, true)
+    local at = bytes:find('"usage":{', 1, true) or bytes:find('"usage": {', 1, true)
     if at then
         local usage = cjson.decode(bytes:match("%b{}", at))
         call.usage = type(usage) == "table" and usage or call.usage
