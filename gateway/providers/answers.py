@@ -40,6 +40,18 @@ def part_in(usage: dict[str, Any], name: str) -> dict[str, Any]:
     return value if type(value) is dict else {}
 
 
+def cached_in(details: dict[str, Any], given: int) -> tuple[int, int]:
+    """Of ``given`` input tokens, how many were read from the provider's cache and how many written to it, as OpenAI's
+    details of an input tell them; never more than the input."""
+    if not details:
+        return 0, 0
+    read, written = tokens_in(details, "cached_tokens") or 0, tokens_in(details, "cache_write_tokens") or 0
+    if read + written > given:
+        read = min(given, read)
+        written = given - read
+    return read, written
+
+
 class WholeScanner:
     """Follows one JSON answer."""
 

@@ -22,7 +22,7 @@ from gateway.domain.usage import AtLeast, Exact, NotServed, Outcome, Usage
 from gateway.errors import BadRequest, TollgateError
 from gateway.providers import bodies, spelling
 from gateway.providers.adapter import Call, Scanner
-from gateway.providers.answers import part_in, tokens_in
+from gateway.providers.answers import cached_in, part_in, tokens_in
 from gateway.providers.dialect import OpenAIDialect, renamed, spliced
 from gateway.providers.families import Family
 from gateway.providers.openai_input import read_chat
@@ -38,13 +38,8 @@ def usage_of(usage: dict[str, Any]) -> Usage | None:
     prompt, output = tokens_in(usage, "prompt_tokens"), tokens_in(usage, "completion_tokens")
     if prompt is None or output is None:
         return None
-    read = written = reasoning = 0
-    if details := part_in(usage, "prompt_tokens_details"):
-        read = tokens_in(details, "cached_tokens") or 0
-        written = tokens_in(details, "cache_write_tokens") or 0
-        if read + written > prompt:
-            read = min(prompt, read)
-            written = prompt - read
+    read, written = cached_in(part_in(usage, "prompt_tokens_details"), prompt)
+    reasoning = 0
     if details := part_in(usage, "completion_tokens_details"):
         reasoning = tokens_in(details, "reasoning_tokens") or 0
     unlisted = (tokens_in(usage, "total_tokens") or 0) - prompt - output

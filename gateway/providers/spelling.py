@@ -13,7 +13,7 @@ Not here: HTTP statuses and retry headers (``proxy``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -23,7 +23,7 @@ from gateway.errors import TollgateError, tollgate_member
 
 Tightest = Mapping[str, tuple[int, int, int]]  # kind → (limit, remaining, resets_at_ms)
 _KINDS = ("requests", "tokens")  # what the dialects have words for
-# The kind, and how its limit, what remains of it and its reset are called.
+_Named = Sequence[tuple[str, str, str, str]]  # kind, and how its limit, what remains of it and its reset are called
 _ANTHROPIC_LIMITS = [
     (
         each,
@@ -68,25 +68,23 @@ def sse(content: dict[str, Any], name: str | None = None) -> bytes:
 
 def anthropic_limit_headers(tightest: Tightest) -> dict[str, str]:
     """``anthropic-ratelimit-<kind>-*``; the reset is an RFC 3339 instant, rounded up to a second."""
-    headers: dict[str, str] = {}
-    for kind, limit_name, remaining_name, reset_name in _ANTHROPIC_LIMITS:
-        if kind in tightest:
-            limit, remaining, resets_at_ms = tightest[kind]
-            headers[limit_name] = str(limit)
-            headers[remaining_name] = str(remaining if remaining > 0 else 0)
-            headers[reset_name] = rfc3339(-(-resets_at_ms // 1000) * 1000)
-    return headers
+    return _limit_headers(_ANTHROPIC_LIMITS, tightest, lambda resets_at_ms: rfc3339(-(-resets_at_ms // 1000) * 1000))
 
 
 def openai_limit_headers(tightest: Tightest, now_ms: int) -> dict[str, str]:
     """``x-ratelimit-*-<kind>``; the reset is a duration such as ``6m0s``."""
+    return _limit_headers(_OPENAI_LIMITS, tightest, lambda resets_at_ms: duration(resets_at_ms - now_ms))
+
+
+def _limit_headers(named: _Named, tightest: Tightest, spelled: Callable[[int], str]) -> dict[str, str]:
+    """Limit, what remains and the reset as it is spelled, of each kind that the caller has a limit of."""
     headers: dict[str, str] = {}
-    for kind, limit_name, remaining_name, reset_name in _OPENAI_LIMITS:
+    for kind, limit_name, remaining_name, reset_name in named:
         if kind in tightest:
             limit, remaining, resets_at_ms = tightest[kind]
             headers[limit_name] = str(limit)
             headers[remaining_name] = str(remaining if remaining > 0 else 0)
-            headers[reset_name] = duration(resets_at_ms - now_ms)
+            headers[reset_name] = spelled(resets_at_ms)
     return headers
 
 
