@@ -54,7 +54,7 @@ from gateway.quota.watch import Watch
 from gateway.quota.watch_use import UseWatch
 from gateway.store import migration
 from gateway.store.store import Store, open_store
-from limits.client import Client, connect
+from limits.client import Client, Timing, connect
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 
@@ -110,12 +110,12 @@ async def build(
     metrics: Metrics,
     clock_offset_ms: int = 0,
     reassert_wait_ms: int = REASSERT_WAIT_MS,
+    timing: Timing | None = None,
 ) -> Worker:
     """Connect everything; what was opened is closed by ``stack``. The database is migrated already."""
-    config = installation.config
+    config, amnesty_ms = installation.config, installation.config.settings.amnesty_ms
     worker: Worker
-    tasks = Tasks()
-    clock = ServerClock()
+    tasks, clock = Tasks(), ServerClock()
     store = open_store(
         config.settings.database,
         folder=installation.data,
@@ -126,6 +126,7 @@ async def build(
     stack.push_async_callback(store.close)
     client = connect(
         redis_url,
+        timing=timing,
         on_state=lambda address, up, reason: _redis_changed(worker, address, up, reason),
         on_script=metrics.redis_seconds.observe,
     )
@@ -135,13 +136,12 @@ async def build(
         client,
         partitions=partitions,
         reassert_wait_ms=reassert_wait_ms,
-        amnesty_ms=config.settings.amnesty_ms,
+        amnesty_ms=amnesty_ms,
         clock_offset_ms=clock_offset_ms,
     )
     courier = Courier(store.alerts, metrics, lambda: worker.installation.config.settings.channels, clock.now_ms)
     stack.push_async_callback(courier.close)
     notices = Notices(store.alerts, metrics, clock.now_ms, raised=courier.wake)
-    amnesty_ms = config.settings.amnesty_ms
     quota, reaper = _quota(
         engine, store, metrics, tasks, clock, notices, lambda: worker.installation.config.catalog, amnesty_ms
     )
@@ -168,9 +168,9 @@ async def build(
         ("notices", notices.run),
         ("alerts", courier.run),
         ("live events", frame.live.run),
+        ("gauges", lambda: _gauges(worker)),
     ):
         start_background(stack, name, work)
-    start_background(stack, "gauges", lambda: _gauges(worker))
     return worker
 
 

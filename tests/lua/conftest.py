@@ -9,6 +9,7 @@ import pytest
 
 from limits.client import connect
 from tests.support import servers
+from tests.support.clients import PATIENT
 from tests.support.lab import Lab
 
 
@@ -23,7 +24,7 @@ def server(request: pytest.FixtureRequest) -> servers.RedisServer:
 @pytest.fixture
 async def make_lab(server: servers.RedisServer) -> AsyncIterator[Callable[..., Lab]]:
     """Makes labs on the server, with engine options."""
-    client = connect(server.url, command_timeout_s=5)
+    client = connect(server.url, timing=PATIENT)
     yield lambda **options: Lab(client, options)
     await client.close()
 

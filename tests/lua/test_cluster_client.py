@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from limits.client import Client, Script, Timing, connect, inspect
+from limits.client import Client, Script, Timing, inspect
 from limits.cluster import slot_of
 from limits.connection import Link
 from limits.errors import EngineUnavailable, ScriptRejected
+from tests.support.clients import AT_ONCE_S, client_of
 from tests.support.processes import eventually, free_port
 from tests.support.servers import Cluster, RedisServer, cluster, valkey
 
@@ -23,18 +24,9 @@ BOTH = Script.of("both", b"redis.call('INCR', KEYS[1]) return redis.call('INCR',
 PARTITIONS = [b"{p%03d}" % number for number in range(256)]
 
 
-@contextlib.asynccontextmanager
-async def client_of(url: str, **options: Any) -> AsyncIterator[Client]:
-    client = connect(url, **options)
-    try:
-        yield client
-    finally:
-        await client.close()
-
-
 @pytest.fixture
 async def client(cluster_url: str) -> AsyncIterator[Client]:
-    async with client_of(cluster_url, timing=Timing(command_timeout_s=20, silence_s=20)) as made:
+    async with client_of(cluster_url) as made:
         yield made
 
 
@@ -185,7 +177,7 @@ async def test_a_script_that_refuses_its_arguments_says_so(client: Client) -> No
 async def test_one_answering_seed_is_enough(shared_cluster: Cluster) -> None:
     shared_cluster.flush()
     url = f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{shared_cluster.masters[2].port}"
-    async with client_of(url, command_timeout_s=20) as client:
+    async with client_of(url) as client:
         replies = await asyncio.gather(*(client.evalsha(COUNT, [tag], []) for tag in PARTITIONS))
         assert replies == [1] * 256
         assert (await inspect(client)).mode == "cluster"
@@ -196,20 +188,20 @@ async def test_a_cluster_that_is_not_there_is_refused_at_once() -> None:
         assert not (await refused(client.evalsha(COUNT, [b"x"], []))).sent
         started = time.monotonic()
         assert not (await refused(client.evalsha(COUNT, [b"x"], []))).sent
-        assert time.monotonic() - started < 0.2
+        assert time.monotonic() - started < AT_ONCE_S
         assert not client.up
 
 
 async def test_a_server_that_is_no_cluster_says_so() -> None:
     with valkey(tcp=True) as server:
-        async with client_of(f"redis+cluster://127.0.0.1:{server.port}", command_timeout_s=5) as client:
+        async with client_of(f"redis+cluster://127.0.0.1:{server.port}") as client:
             assert "cluster support disabled" in str(await refused(client.evalsha(COUNT, [b"x"], [])))
 
 
 async def test_a_failover_hurts_only_its_own_slots_and_heals_by_itself() -> None:
     """Three masters with a replica each; one master is killed, then another stopped without being killed."""
     with await asyncio.to_thread(lambda: cluster(replicas=1)) as nodes:
-        async with client_of(nodes.url, command_timeout_s=1.0) as client:
+        async with client_of(nodes.url, timing=Timing(command_timeout_s=1.0)) as client:
             await asyncio.gather(*(client.evalsha(COUNT, [tag], []) for tag in PARTITIONS))
             for hurt, victim in zip(("kill9", "suspend"), nodes.masters, strict=False):
                 owners = {tag: nodes.owner(slot_of(tag)) for tag in PARTITIONS}

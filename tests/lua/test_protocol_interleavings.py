@@ -20,6 +20,7 @@ from limits.client import connect
 from limits.engine import Engine
 from limits.oracle import Oracle
 from tests.support import servers
+from tests.support.clients import PATIENT
 from tests.support.interleaving import ACCOUNTS, BASE_MS, World
 
 RUNS = int(os.environ.get("TOLLGATE_RUNS", "0"))
@@ -66,7 +67,7 @@ class ServerRedis:
     def __init__(self, server: servers.RedisServer) -> None:
         self._server = server
         self._loop = asyncio.new_event_loop()
-        self._client = connect(server.url, command_timeout_s=5)
+        self._client = connect(server.url, timing=PATIENT)
         self._engine = Engine(self._client, clock_ms=BASE_MS, **OPTIONS)
         self._now_ms = BASE_MS
         self._keys = [keys.outbox_key(0), keys.leases_key(0), *(keys.account_key(0, name) for name in ACCOUNTS)]

@@ -16,6 +16,7 @@ from limits.errors import EngineUnavailable, ScriptRejected
 from limits.model import BudgetLine, Charge, ChargeState, Confirm, Hold, Late, Reserve, Reserved, Stale
 from limits.scripts import NAMES, SHARED, compose, parse, read, script
 from tests.support import servers
+from tests.support.clients import PATIENT
 from tests.support.lab import ACCOUNT, LEASE_MS, Lab, budget, concurrency, together, wallet, window
 
 # --- how a script is put together ----------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ async def test_a_script_counts_its_keys_and_arguments(lab: Lab, name: str) -> No
 @pytest.mark.parametrize("start", [servers.valkey, servers.redis7], ids=["valkey", "redis7"])
 async def test_over_maxmemory_nothing_begins_and_everything_ends(start: type[servers.valkey]) -> None:
     with start(extra=("--maxmemory-policy", "noeviction")) as server:
-        client = connect(server.url, command_timeout_s=5)
+        client = connect(server.url, timing=PATIENT)
         lab = Lab(client)
         await lab.ready(1_000)
         holds = [await lab.told(await lab.hold(together(wallet(10, abandon=1), window(1, 99)))) for _ in range(5)]
@@ -145,7 +146,7 @@ async def test_over_maxmemory_nothing_begins_and_everything_ends(start: type[ser
 
 async def test_every_key_of_a_script_is_declared_and_of_one_slot(cluster_url: str) -> None:
     """Three nodes refuse an undeclared or foreign key; 64 accounts reach all of them."""
-    client = connect(cluster_url, command_timeout_s=5)
+    client = connect(cluster_url, timing=PATIENT)
     engine = Engine(client, partitions=16, reassert_wait_ms=0, amnesty_ms=0)
     for index in range(64):
         account = f"account {index} {{p000}}"

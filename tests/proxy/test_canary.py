@@ -17,6 +17,7 @@ from gateway.providers.tokens import Counter
 from gateway.proxy import exchange
 from tests.support.calls import DIALECTS, Dialect
 from tests.support.gateways import PROVIDER_KEY, Local
+from tests.support.logs import kept
 from tests.support.processes import free_port
 from tests.support.servers import RedisServer
 from tests.support.simulators import LocalModels
@@ -31,15 +32,11 @@ ANSWERED = 200
 def log(tmp_path: Path) -> Iterator[Path]:
     """Everything that is logged, down to DEBUG, as a server would write it."""
     path = tmp_path / "log"
-    root = logging.getLogger()
-    before = root.level
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    handler = logs.configure(level="DEBUG", descriptor=descriptor)
-    yield path
-    handler.flush()
-    root.removeHandler(handler)
-    root.setLevel(before)
-    logging.captureWarnings(False)
+    with kept():
+        handler = logs.configure(level="DEBUG", descriptor=descriptor)
+        yield path
+        handler.flush()
     os.close(descriptor)
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from gateway.cli.frame import execute
 from gateway.cli.root import app
+from tests.support import logs
 from tests.support.configs import edited
 
 CONFIG = edited(
@@ -49,6 +50,7 @@ def run_here(*arguments: str, env: Mapping[str, str]) -> Result:
     A process of its own spends a second on importing; what such a process does, tests/e2e/test_cli_process.py tells.
     """
     with patch.dict(os.environ, env), contextlib.ExitStack() as stack:
+        stack.enter_context(logs.kept())
         out = stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         err = stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         code = execute(app, arguments)
@@ -66,7 +68,8 @@ class Cli:
     def __call__(self, *arguments: str) -> Result:
         """Run a command in this process."""
         self.capture.readouterr()
-        code = execute(app, ["--config", str(self.config), "--data", str(self.data), *arguments])
+        with logs.kept():
+            code = execute(app, ["--config", str(self.config), "--data", str(self.data), *arguments])
         seen = self.capture.readouterr()
         return Result(code, seen.out, seen.err)
 

@@ -26,6 +26,7 @@ from gateway.installation import Installation, open_installation
 from gateway.metrics import Metrics
 from gateway.quota.keys import KeyHasher, display_prefix, new_key
 from gateway.serve import prepare
+from tests.support.clients import PATIENT
 from tests.support.commands import run_here
 from tests.support.processes import free_port, spawn, wait_until
 
@@ -155,6 +156,7 @@ async def local(
             metrics=Metrics(None),
             clock_offset_ms=clock_offset_ms,
             reassert_wait_ms=0,
+            timing=PATIENT,
         )
         runner = await app.customers(worker, stack)
         site = web.TCPSite(runner, "127.0.0.1", 0)

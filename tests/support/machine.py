@@ -38,6 +38,7 @@ from limits.model import (
     split,
 )
 from limits.oracle import Oracle
+from tests.support.clients import PATIENT
 from tests.support.ledger_model import Ledger
 
 BASE_MS = 2_200_000_000_000  # later than any real clock, so that entry ids follow the test's clock
@@ -54,7 +55,7 @@ class Twin:
 
     def __init__(self, url: str, *, can_restart: bool, flush: Callable[[], object], **options: int) -> None:
         self.loop = asyncio.new_event_loop()
-        self.client: Client = connect(url, command_timeout_s=5)
+        self.client: Client = connect(url, timing=PATIENT)
         self.can_restart = can_restart
         self._flush = flush
         self._options = {"partitions": PARTITIONS, "reassert_wait_ms": 0, "amnesty_ms": 30_000, **options}

@@ -93,7 +93,7 @@ async def http() -> AsyncIterator[Receiver]:
     app = web.Application()
     app.router.add_post("/hooks", receiver.handle)
     app.router.add_route("*", "/elsewhere", receiver.lost)
-    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+    runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True, access_log=None)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

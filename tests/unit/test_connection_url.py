@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hiredis
 import pytest
 
-from limits.client import Client, Script, Timing, connect
+from limits.client import Script, Timing, connect
 from limits.cluster import ClusterClient
 from limits.connection import NodeClient
 from limits.errors import EngineUnavailable, ScriptRejected
 from limits.resp import error_of
+from tests.support.clients import client_of
 from tests.support.processes import eventually, free_port
 from tests.support.servers import RedisServer, redis7, valkey
 
 TLS = Path(__file__).parents[1] / "data" / "tls"
-PATIENT = Timing(command_timeout_s=10, silence_s=10)
-
-
-@contextlib.asynccontextmanager
-async def client_of(url: str, timing: Timing = PATIENT) -> AsyncIterator[Client]:
-    client = connect(url, timing=timing)
-    try:
-        yield client
-    finally:
-        await client.close()
 
 
 async def failure(awaitable: Any) -> EngineUnavailable:
@@ -188,7 +179,7 @@ async def test_a_full_server_and_a_replica_are_unavailable_and_reads_go_on() -> 
 async def test_a_script_that_never_ends_is_busy_for_the_others() -> None:
     forever = Script.of("forever", b"while true do end")
     with valkey(extra=("--busy-reply-threshold", "50")) as server:
-        async with client_of(server.url) as first, client_of(server.url, Timing()) as second:
+        async with client_of(server.url) as first, client_of(server.url, timing=Timing()) as second:
             running = asyncio.create_task(first.evalsha(forever, [b"k"], []))
 
             async def busy() -> bool:

@@ -16,6 +16,7 @@ import orjson
 import pytest
 
 from gateway.logs import LINE_BYTES_MAX, JsonFormatter, QueueingHandler, configure, loop_failed, mask
+from tests.support.logs import kept
 from tests.support.processes import wait_until
 
 SECRET = "aB3_dE-fGh1jKlMnOp"
@@ -191,8 +192,7 @@ def test_a_giant_line_is_cut_and_a_bad_record_is_survived(pipe: Pipe) -> None:
 
 def test_configure_twice_leaves_one_handler(pipe: Pipe) -> None:
     root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    try:
+    with kept():
         configure(descriptor=pipe.writer)
         handler = configure(descriptor=pipe.writer, worker=1)
         logging.getLogger("any").info("hello")
@@ -200,10 +200,6 @@ def test_configure_twice_leaves_one_handler(pipe: Pipe) -> None:
         (line,) = pipe.read().splitlines()
         assert orjson.loads(line)["worker"] == 1
         assert sum(isinstance(each, QueueingHandler) for each in root.handlers) == 1
-    finally:
-        root.handlers[:] = before
-        root.setLevel(level)
-        logging.captureWarnings(False)
     assert fcntl.fcntl(pipe.writer, fcntl.F_GETFL) & os.O_NONBLOCK == 0
 
 

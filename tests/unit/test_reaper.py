@@ -33,6 +33,7 @@ from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import AccountView, Demand, Hold, Reserve, Reserved, Stale, WalletDemand
 from tests.support import catalogs, stores
+from tests.support.clients import PATIENT
 from tests.support.scrape import Page
 from tests.support.stores import DAY_MS
 
@@ -124,7 +125,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
     clock, metrics = stores.Clock(NOW_MS), Metrics(None)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(stores.opened("embedded", tmp_path, catalog=PLANS, clock=clock))
-        client = connect(valkey_url)
+        client = connect(valkey_url, timing=PATIENT)
         stack.push_async_callback(client.close)
         engine = Engine(client, partitions=PARTITIONS, reassert_wait_ms=0, clock_ms=clock.now_ms)
         turner = Turner(engine, store.state, metrics)
