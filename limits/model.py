@@ -351,7 +351,7 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    record: str
+    record: str  # the partition's, "" when Redis knew the hold: then it has forgotten nothing
     server_ms: int
     known: bool  # Redis knew the hold
 

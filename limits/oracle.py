@@ -184,7 +184,7 @@ class Oracle:
                 account.add(mark.lines, mark.budgets, pending=-1)
                 place.outbox.pop(mark.entry, None)
             self._mark(account, place, charge)
-        return Settled(place.record, self.now_ms, known)
+        return Settled("" if known else place.record, self.now_ms, known)
 
     async def release(self, hold: Hold) -> None:
         await self.release_id(hold.account, hold.hold_id)

@@ -84,7 +84,7 @@ class Holds:
         return live.first_byte
 
     def saw_record(self, partition: int, record: str) -> None:
-        """Every reply names the partition's record: another one means that Redis forgot, or is another Redis."""
+        """Most replies name the partition's record: another one means that Redis forgot, or is another Redis."""
         known = self._records.get(partition)
         if known == record:
             return

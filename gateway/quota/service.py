@@ -397,7 +397,8 @@ class Quota:
         except EngineUnavailable:
             return  # the scribe's confirm frees the hold once SQL has the charge
         self.clock.saw(settled.server_ms)
-        self.holds.saw_record(self._engine.partition(hold.account), settled.record)
+        if not settled.known:
+            self.holds.saw_record(self._engine.partition(hold.account), settled.record)
 
     async def _until_answered(self, send: Callable[[], Awaitable[object]]) -> bool:
         """Bounded by about the lease's length: past that the hold lapses by itself. Whether Redis answered."""

@@ -54,13 +54,13 @@ for n = 1, #ids do
     local seq, length, first = struct.unpack('<I8I2', confirms, at)
     local field = 'k' .. string.format('%.0f', seq)
     local known = seq <= meta[SEQ] or (meta[KEPT_COUNT] > 0 and redis.call('HEXISTS', KEYS[1], field) == 1)
-    local amounts, fields, periods
-    amounts, fields, periods, at = read_lines(confirms, first + length)
+    local lines, periods
+    lines, periods, at = read_lines(confirms, first + length)
     if not known then
       local vector = string.sub(confirms, first, first + length - 1)
       local pending = vector == marked and -1 or 0 -- the usual way: what was pending is what SQL counts
       marked = pending == 0 and marked or nil
-      add_vector(KEYS[1], meta, amounts, fields, periods, 1, pending)
+      add_vector(KEYS[1], meta, lines, periods, 1, pending)
       if fresh and seq == meta[SEQ] + 1 then
         meta[SEQ] = seq
       else
@@ -72,8 +72,8 @@ for n = 1, #ids do
     end
   end
   if marked then
-    local amounts, fields, periods = read_vector(KEYS[1], marked)
-    add_vector(KEYS[1], meta, amounts, fields, periods, 0, -1)
+    local lines, periods = read_vector(KEYS[1], marked)
+    add_vector(KEYS[1], meta, lines, periods, 0, -1)
   end
 end
 -- From here on only writes.

@@ -157,8 +157,8 @@ local function count_kept()
   local vectors = read_all(list)
   for index = 1, #list do
     if vectors[index] and meta[KEPT_LOW] + index - 1 > seq then
-      local amounts, fields, periods = read_vector(ACCOUNT, vectors[index])
-      add_vector(ACCOUNT, meta, amounts, fields, periods, 1, 0)
+      local lines, periods = read_vector(ACCOUNT, vectors[index])
+      add_vector(ACCOUNT, meta, lines, periods, 1, 0)
     elseif vectors[index] then
       old[#old + 1] = list[index]
     end

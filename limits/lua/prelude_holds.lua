@@ -93,18 +93,18 @@ local function write_fields(account)
   end
 end
 
--- A vector, unpacked: what each grant gets by its number, the field that it is in, and its budgets, flat, four values
--- each: field, number, start, amount.
+-- A vector, unpacked: its lines, flat, three values each: field, number of the grant, amount (false: done already); and its
+-- budgets, flat, four values each: field, number, start, amount.
 local function read_vector(account, vector)
-  local amounts, fields, periods = {}, {}, {}
+  local lines, periods = {}, {}
   local wallets, at = struct.unpack('<B', vector)
-  local name, lines, number, amount, count, starts
+  local name, number, amount, count, starts
   for _ = 1, wallets do
-    name, lines, at = struct.unpack('<Bc0B', vector, at)
+    name, count, at = struct.unpack('<Bc0B', vector, at)
     local index = locate(account, 'w' .. name)
-    for _ = 1, lines do
-      number, amount, at = struct.unpack('<I4i8', vector, at)
-      amounts[number], fields[number] = (amounts[number] or 0) + amount, index
+    for line = #lines + 1, #lines + 3 * count, 3 do
+      lines[line] = index
+      lines[line + 1], lines[line + 2], at = struct.unpack('<I4i8', vector, at)
     end
   end
   count, at = struct.unpack('<B', vector, at)
@@ -113,31 +113,29 @@ local function read_vector(account, vector)
     periods[period], periods[period + 1] = locate(account, 'b' .. math.floor(number / 8)), number
     periods[period + 2], periods[period + 3] = starts, amount
   end
-  return amounts, fields, periods
+  return lines, periods
 end
 
 -- The same from coded lines, in which the caller has said the fields by their indices. Answers where they end too.
 local function read_lines(packed, at)
-  local amounts, fields, lines, count = {}, {}, nil, nil
-  count, at = struct.unpack('<B', packed, at)
-  lines = {struct.unpack('<' .. string.rep('BI4i8', count), packed, at)}
-  for line = 1, 3 * count, 3 do
-    local number = lines[line + 1]
-    amounts[number], fields[number] = (amounts[number] or 0) + lines[line + 2], lines[line]
-  end
-  count, at = struct.unpack('<B', packed, at + 13 * count)
-  return amounts, fields, {struct.unpack('<' .. string.rep('BI4I6i8', count), packed, at)}, at + 19 * count
+  local count = string.byte(packed, at)
+  local lines = {struct.unpack('<' .. string.rep('BI4i8', count), packed, at + 1)}
+  at = at + 1 + 13 * count
+  count = string.byte(packed, at)
+  return lines, {struct.unpack('<' .. string.rep('BI4I6i8', count), packed, at + 1)}, at + 1 + 19 * count
 end
 
 -- Add an unpacked vector, times a sign each, to counted and to pending. Placeholders only for what raises pending.
-local function add_vector(account, meta, amounts, fields, periods, counted, pending)
-  for number, sum in pairs(amounts) do
-    local index = fields[number]
-    if not vals[index] and pending > 0 then
-      know_wallet(account, string.sub(names[index], 2))
-    end
-    if vals[index] or pending > 0 then
-      bump_grant(account, index, number, counted * sum, pending * sum, 0, pending > 0)
+local function add_vector(account, meta, lines, periods, counted, pending)
+  for at = 1, #lines - 2, 3 do
+    local index, number, amount = lines[at], lines[at + 1], lines[at + 2]
+    if amount then
+      if not vals[index] and pending > 0 then
+        know_wallet(account, string.sub(names[index], 2))
+      end
+      if vals[index] or pending > 0 then
+        bump_grant(account, index, number, counted * amount, pending * amount, 0, pending > 0)
+      end
     end
   end
   local seek = 1
@@ -278,16 +276,25 @@ local function move_scopes(hold, starts, flags, scopes, slots, kinds, values, ba
   end
 end
 
--- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. amounts and periods: what goes to
+-- Put a hold's slots on (sign 1) or take them off (sign -1) the fields after base. lines and periods: what goes to
 -- pending of the same grants and budgets in the same step; what is done is taken out of them.
-local function move_hold(account, meta, hold, base, sign, actuals, amounts, periods)
+local function move_hold(account, meta, hold, base, sign, actuals, lines, periods)
   local takes, windows = string.byte(hold, 10, 11)
-  local at = 12
+  local at, seek = 12, 1 -- mostly a charge's lines are in the order of its hold's takes
   for _ = 1, takes do
     local number, amount, wallet = struct.unpack(TAKE, hold, at)
-    local pending = amounts[number]
+    if lines[seek + 1] ~= number then
+      seek = 1
+      while lines[seek] and lines[seek + 1] ~= number do
+        seek = seek + 3
+      end
+    end
+    local pending = lines[seek + 2]
     bump_grant(account, base + wallet, number, 0, pending or 0, sign * amount, sign > 0 or pending)
-    amounts[number], at = nil, at + 12
+    if pending then
+      lines[seek + 2], seek = false, seek + 3
+    end
+    at = at + 12
   end
   local values, counts = read_values(hold, at + 3 * windows)
   local wallets, budget_kinds, _, count, scopes, window_kinds = string.byte(hold, counts, counts + 5)

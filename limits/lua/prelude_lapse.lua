@@ -92,8 +92,8 @@ local function lapse_one(account, outbox, leases, meta, id, hold)
   if not vals[1] then
     local vector, name = abandoned(hold, list), account_of(account)
     local charge = struct.pack('<Bc16Bc0I2', LAPSED, id, #name, name, #vector) .. vector .. note
-    local amounts, fields, periods = read_vector(account, vector)
-    add_vector(account, meta, amounts, fields, periods, 0, 1)
+    local lines, periods = read_vector(account, vector)
+    add_vector(account, meta, lines, periods, 0, 1)
     local entry = append(outbox, charge)
     vals[1], dirty[1] = struct.pack('<BBc0', LAPSED, #entry, entry) .. vector, true
     write_fields(account)

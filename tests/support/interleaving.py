@@ -194,7 +194,9 @@ class World:
         worker.charges[hold_id] = charge
         worker.holds.pop(hold_id)
         try:
-            self.saw(worker, self.send("settle", hold, charge).record)
+            settled = self.send("settle", hold, charge)
+            if not settled.known:
+                self.saw(worker, settled.record)
         except EngineUnavailable:
             return  # the writer's confirm will do
 
