@@ -19,7 +19,7 @@ help:
 	@echo 'make test-fast  the tests that pip alone can serve'
 	@echo 'make check      ruff, mypy --strict, import and size rules'
 	@echo 'make fuzz       thousands of invented requests to the billing and admin APIs (EXAMPLES=60 per operation)'
-	@echo 'make bench      Tollgate beside its peers (two cores, about ten minutes; ARGS=--quick for a smoke run)'
+	@echo 'make bench      Tollgate beside its peers (two cores, a quarter of an hour; ARGS=--quick for a smoke run)'
 	@echo 'make lock       renew requirements.lock and requirements-dev.lock from pyproject.toml'
 
 run: $(VENV)/.installed

@@ -47,7 +47,7 @@ def build() -> None:
 def shapes(folder: Path, *, quick: bool) -> list[Shape]:
     """Streams come first: their memory is measured on processes that have not been under load."""
     streams = 100 if quick else STREAMS
-    warm_s, seconds = (0.5, 1.0) if quick else (2.0, 6.0)
+    warm_s, seconds = (0.5, 1.0) if quick else (2.0, 4.0)
     chunks = int((RAMP_S + warm_s + seconds + 1) * CHUNKS_PER_S)
     texts = {
         "streams": bodies.short(chunks=chunks),
@@ -58,8 +58,8 @@ def shapes(folder: Path, *, quick: bool) -> list[Shape]:
     files = {name: folder / f"body-{name.replace(' ', '')}.json" for name in texts}
     for name, text in texts.items():
         files[name].write_bytes(text)
-    closed_s, closed_warm_s = (0.5, 0.3) if quick else (4.0, 1.0)
-    steady_s = 1.0 if quick else 8.0
+    closed_s, closed_warm_s = (0.5, 0.3) if quick else (3.0, 1.0)
+    steady_s = 1.0 if quick else 6.0
     return [
         Shape("streams", files["streams"], streams, warm_s, seconds, streams=True),
         *(
@@ -111,7 +111,7 @@ def engine_figures(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a smoke run: one short round, figures mean nothing")
     parser.add_argument("--only", action="append", default=[], help="a target (repeatable), or api alone")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
