@@ -177,6 +177,7 @@ class Exchange:
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
         """Chunks as they come; a break in the middle is told in the dialect's words."""
         came_s = time.perf_counter()
+        seen = self._seen(forwarded.reply.status)
         head = self._headers(forwarded, now_ms=self.gateway.quota.clock.now_ms())
         response = web.StreamResponse(status=forwarded.reply.status, headers=head)
         writer = relay.Writer(self.visit, response)
@@ -202,7 +203,8 @@ class Exchange:
             raise
         finally:
             self.gateway.count_stream(-1)
-        self._answer(response)
+        self._count(seen)
+        self.visit.answer(response)
 
     def _truly(self, error: TollgateError) -> TollgateError:
         """Who broke off: it may have been us."""
@@ -213,9 +215,13 @@ class Exchange:
             return End.CLIENT_LEFT
         return End.SHUTDOWN if self._stopping else otherwise
 
-    def _answer(self, response: Whole | web.StreamResponse) -> None:
-        self._count(response.status)
+    def _answer(self, response: Whole) -> None:
+        self._count(self._seen(response.status))
         self.visit.answer(response)
+
+    def _seen(self, status: int) -> int:
+        """A status that is answered now, as the metrics know it."""
+        return CLIENT_LEFT_STATUS if self.visit.left else status
 
     def _count(self, status: int) -> None:
         facts, plan = self.asked.facts, self.admission.plan.name
@@ -230,8 +236,7 @@ class Exchange:
             request_id=self.admission.hold.hold_id,
             quota_status=self.asked.config.settings.quota_status,
         )
-        self._count(CLIENT_LEFT_STATUS if self.visit.left else response.status)
-        self.visit.answer(response)
+        self._answer(response)
 
     # --- settle --------------------------------------------------------------------------------------------------
 

@@ -126,6 +126,12 @@ async def at_rest(gateway: Local, account_id: str) -> None:
     assert gateway.worker.gateway.drains == 0 and not gateway.worker.gateway.open
 
 
+async def statuses(gateway: Local) -> dict[str, float]:
+    """The metered calls by the status that the metrics know."""
+    page = await scrape(gateway)
+    return {labels[-1]: calls for labels, calls in page.series("tollgate_requests_total").items()}
+
+
 async def reached(models: LocalModels, tag: str) -> None:
     """A model got the request."""
     await eventually(lambda: models.models.journal.select(tag=tag), what=f"the request tagged {tag} has arrived")
@@ -146,6 +152,7 @@ async def test_a_drained_hang_up_before_the_first_byte_is_charged_the_whole_answ
     await at_rest(gateway, account.id)
     (row,) = await usage_rows(gateway, account.id)
     assert (row["charged"], row["basis"], row["end"]) == (tokens_served(entry) * STEPS, "provider", "client_left")
+    assert await statuses(gateway) == {"499": 1}, "one call that nobody waited for"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "stream"])
@@ -165,9 +172,7 @@ async def test_a_cut_hang_up_before_the_first_byte_is_charged_its_input(
     (row,) = await usage_rows(gateway, account.id)
     assert (row["basis"], row["end"], row["output"]) == ("estimated", "client_left", 0)
     assert row["charged"] == row["input"] * STEPS > 0
-    page = await scrape(gateway)
-    statuses = {labels[-1]: calls for labels, calls in page.series("tollgate_requests_total").items()}
-    assert statuses == {"499": 1}, "one call that nobody waited for, and no error of ours"
+    assert await statuses(gateway) == {"499": 1}, "one call that nobody waited for, and no error of ours"
 
 
 async def test_a_cut_hang_up_while_an_upstreams_error_still_comes_owes_nothing(gateway: Local) -> None:
