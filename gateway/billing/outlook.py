@@ -69,8 +69,7 @@ class OutlookService:
         balance = await ReportService(desk).balance(account_ref)
         account = balance.account
         since_ms = account.subscription.period_starts_at_ms
-        totals = await desk.store.usage.totals(account.id, Filter(from_ms=since_ms))
-        period = {total.wallet: total.charged for total in totals}
+        period = await desk.store.usage.charged_since(account.id, since_ms)
         lifetime: dict[str, int] = {}
         last: dict[str, int] = {}
         for grant in balance.all_grants:

@@ -4,6 +4,7 @@ Rules
 1. A record is one row of the append-only ``usage``: a settle, a lapse, or the reversal of a lapse, whose numbers are
    the lapse's negated. So sums over any rows are right, and a hold counts once.
 2. Lists are newest first, half-open in time (``from_ms`` <= t < ``to_ms``), and page by (time, seq).
+3. An account's records appear in the order of their seq: who has summed up to one need not look at those before it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gateway.store.database import Database, Dialect
 from gateway.store.schema import usage
 
 _KINDS: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "cache_write", "output", "reasoning")
+_SUMMED_MAX: Final = 4_096  # accounts
 _DAY, _MONTH = "day", "month"  # of the call's end, in UTC
 _MONTHS: Final[Mapping[Dialect, str]] = {
     "sqlite": "strftime('%Y-%m', usage.at_ms / 1000, 'unixepoch')",
@@ -123,11 +125,21 @@ class Total:
     last_at_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Summed:
+    """What an account's records that ended since a time, up to a seq, come to per wallet."""
+
+    since_ms: int
+    seq: int
+    charged: Mapping[str, int]
+
+
 class UsageLog:
     """Queries over usage records."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._summed: dict[str, _Summed] = {}  # by account; bounded, the oldest go
 
     async def list(
         self, account_id: str, which: Filter | None = None, *, cursor: str | None = None, limit: int = 100
@@ -190,6 +202,27 @@ class UsageLog:
             )
             for row in rows
         )
+
+    async def charged_since(self, account_id: str, since_ms: int) -> Mapping[str, int]:
+        """What was charged per wallet since a time, in steps: for who asks again and again, only what is new is read.
+
+        Raises StoreUnavailable."""
+        known = self._summed.pop(account_id, None)
+        if known is None or known.since_ms != since_ms:
+            known = _Summed(since_ms, 0, {})
+        at_ms = usage.c.at_ms if known.seq == 0 else usage.c.at_ms + 0  # new records: by their seq, not by that index
+        query = (
+            select(usage.c.wallet, _sum(usage.c.charged).label("charged"), func.max(usage.c.seq).label("seq"))
+            .where(usage.c.account_id == account_id, usage.c.seq > known.seq, at_ms >= since_ms)
+            .group_by(usage.c.wallet)
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        charged = {**known.charged, **{row.wallet: known.charged.get(row.wallet, 0) + row.charged for row in rows}}
+        if len(self._summed) >= _SUMMED_MAX:
+            del self._summed[next(iter(self._summed))]
+        self._summed[account_id] = _Summed(since_ms, max([known.seq, *(row.seq for row in rows)]), charged)
+        return charged
 
     def _group(self, name: str) -> ColumnElement[Any]:
         if name == _DAY:

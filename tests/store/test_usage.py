@@ -11,7 +11,7 @@ from gateway.errors import BadRequest
 from gateway.store.common import new_id
 from gateway.store.schema import usage
 from gateway.store.store import Store
-from gateway.store.usage import Filter
+from gateway.store.usage import Filter, UsageLog
 from gateway.store.usage_rows import COLUMNS
 from tests.store.conftest import Place
 from tests.support.stores import DAY_MS, NOW_MS, charge
@@ -112,6 +112,31 @@ async def test_totals_per_group(store: Store) -> None:
     assert [(each.group, each.charged) for each in by_day] == [(("2025-11-20", "f"), 45), (("2025-12-05", "g"), 100)]
     with pytest.raises(BadRequest):
         await store.usage.totals(account.id, by=("metadata",))
+
+
+async def test_what_was_charged_since_is_the_sum_of_those_records_whenever_one_asks(store: Store) -> None:
+    """Asked after every commit of a stormy life, and by one who never asked before."""
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    other = await store.accounts.create("Other", now_ms=NOW_MS)
+    hold = new_id()
+    early = charge(account, (1, 3), at_ms=NOW_MS - 1)
+    commits = [
+        [charge(account, (1, 5), at_ms=NOW_MS)],
+        [early, charge(account, (1, 500), hold_id=hold, state="lapsed", at_ms=NOW_MS + 5)],
+        [charge(other, (1, 70), at_ms=NOW_MS + 6)],
+        [charge(account, (1, 40), hold_id=hold, at_ms=NOW_MS + 10)],
+        [early],  # repeated
+        [charge(account, (1, 9), at_ms=NOW_MS + 1), charge(account, (1, 2), at_ms=NOW_MS + 20)],
+    ]
+    for rows in commits:
+        await store.writer.commit(rows)
+        for since_ms in (NOW_MS, NOW_MS, NOW_MS + 10, NOW_MS - 1, NOW_MS):
+            totals = await store.usage.totals(account.id, Filter(from_ms=since_ms))
+            charged = {total.wallet: total.charged for total in totals}
+            assert await store.usage.charged_since(account.id, since_ms) == charged
+            assert await UsageLog(store.database).charged_since(account.id, since_ms) == charged
+    assert await store.usage.charged_since(account.id, NOW_MS) == {"tokens": 56}
+    assert await store.usage.charged_since(other.id, NOW_MS) == {"tokens": 70}
 
 
 async def test_a_corrected_lapse_counts_once_and_in_its_months(store: Store) -> None:
