@@ -9,10 +9,12 @@ import orjson
 import pytest
 
 from gateway.domain.accounts import Account
-from limits.model import Stale
-from tests.support.bills import STEPS, usage_rows
+from limits.errors import EngineUnavailable
+from limits.model import Reserved, Stale
+from tests.support.bills import STEPS, balance, usage_rows
 from tests.support.calls import ANTHROPIC
 from tests.support.gateways import Local
+from tests.support.processes import eventually
 
 DAY_MS = 86_400_000
 
@@ -80,3 +82,29 @@ async def test_a_caller_newer_than_redis_is_served_before_the_push_is_delivered(
     await gateway.worker.store.grants.add(account.id, wallet="tokens", amount=STEPS, now_ms=now_ms)
     gateway.worker.gateway.callers.doubt()
     assert await call(gateway, key) == (200, "")
+
+
+async def test_a_hold_whose_reserve_was_answered_to_nobody_is_freed_when_it_can_no_longer_be_taken(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, account = await gateway.account("pro")
+    engine = gateway.worker.gateway.quota._engine
+    reserve = engine.reserve
+    taken: list[Reserved] = []
+
+    async def unheard(*args: Any, **options: Any) -> Any:
+        reply = await reserve(*args, **options)
+        if not isinstance(reply, Reserved):
+            return reply
+        taken.append(reply)
+        raise EngineUnavailable("no answer", sent=True)
+
+    monkeypatch.setattr(engine, "reserve", unheard)
+    assert (await call(gateway, key))[0] == 503
+    assert len(taken) == 1 and (await balance(gateway, account.id)).holds_open == 1
+    await eventually(lambda: is_free(gateway, account.id), what="the hold is freed", within_s=30)
+    assert not await usage_rows(gateway, account.id)
+
+
+async def is_free(gateway: Local, account_id: str) -> bool:
+    return (await balance(gateway, account_id)).holds_open == 0

@@ -385,6 +385,24 @@ async def test_a_call_that_was_not_served_owes_nothing_though_its_release_is_los
     assert [row["charged"] for row in await usage_rows(gateway, account.id)] == [0]
 
 
+async def test_a_call_that_never_began_and_whose_release_is_lost_is_no_record(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lapse charges nothing, so that there is nothing to know better."""
+    key, account = await gateway.account("drain")
+
+    async def lost(hold: Hold) -> None:
+        raise EngineUnavailable("no answer", sent=True)
+
+    monkeypatch.setattr(gateway.worker.gateway.quota._engine, "release", lost)
+    monkeypatch.setattr(service, "RELEASE_RETRY_S", 0)
+    request = {"json": ANTHROPIC.body("status=400"), "headers": ANTHROPIC.headers(key)}
+    async with aiohttp.ClientSession() as session, session.post(gateway.url + ANTHROPIC.path, **request) as answer:
+        await answer.read()
+    await gateway.settled()
+    assert not await usage_rows(gateway, account.id)
+
+
 async def test_a_bug_while_settling_leaves_no_hold_that_is_renewed_for_ever(
     gateway: Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:

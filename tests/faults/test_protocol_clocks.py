@@ -15,6 +15,7 @@ from gateway.domain.periods import parse_period
 from gateway.errors import StoreUnavailable
 from gateway.metrics import Metrics
 from gateway.quota.scribe import Scribe
+from limits.errors import EngineUnavailable
 from tests.support.bills import STEPS, assert_settled_to, balance, usage_rows
 from tests.support.calls import ANTHROPIC
 from tests.support.gateways import Local
@@ -48,6 +49,31 @@ async def test_a_worker_whose_clock_is_behind_spends_the_budget_of_the_running_p
     async with store.database.read() as connection:
         uses = (await connection.exec_driver_sql("SELECT starts_at_ms FROM budget_uses")).all()
     assert [tuple(row) for row in uses] == [(now_ms,)]
+
+
+@pytest.mark.parametrize(
+    ("told_by", "off_ms"), [("reserve", HOUR_MS), ("a late reserve", -HOUR_MS), ("settle", HOUR_MS)]
+)
+async def test_every_answer_of_redis_sets_a_worker_s_clock(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch, told_by: str, off_ms: int
+) -> None:
+    key, _ = await gateway.account("drain")
+    quota = gateway.worker.gateway.quota
+    assert await call(gateway, key) == 200
+    await gateway.settled()
+    now_ms, settle = quota.clock.now_ms(), quota._engine.settle
+
+    async def settled(*args: Any, **options: Any) -> Any:
+        if told_by != "settle":
+            raise EngineUnavailable("no answer", sent=False)
+        quota.clock.saw(now_ms + off_ms)
+        return await settle(*args, **options)
+
+    monkeypatch.setattr(quota._engine, "settle", settled)
+    quota.clock.saw(now_ms + off_ms)
+    assert await call(gateway, key) == 200
+    await gateway.settled()
+    assert abs(quota.clock.now_ms() - now_ms) < HOUR_MS // 2
 
 
 async def test_a_smaller_plan_takes_nothing_back_that_a_charge_on_its_way_has_used(

@@ -139,3 +139,28 @@ async def test_a_reload_switches_it_off_and_on(gateway: Local, models: LocalMode
         seen.append((await ask(gateway, key))[0])
     assert seen == [429, 200, 429]
     assert [row["shadow"] for row in await usage_rows(gateway, account.id)] == [None, "limit_exceeded"]
+
+
+async def test_what_a_plan_that_was_left_meanwhile_objected_to_is_forgotten(
+    gateway: Local, models: LocalModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another worker moves the account between our look at it and our reserve: the call is the new plan's."""
+    key, account = await gateway.account("bare")
+    worker = gateway.worker
+    peek = worker.gateway.quota._engine.peek
+
+    async def and_then_it_moves(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(worker.gateway.quota._engine, "peek", peek)
+        view = await peek(*args, **options)
+        await worker.store.subscriptions.subscribe(account.id, "pro", now_ms=worker.gateway.quota.clock.now_ms())
+        await worker.gateway.quota.turner.push(account.id)
+        return view
+
+    assert (await ask(gateway, key))[0] == 200
+    monkeypatch.setattr(worker.gateway.quota._engine, "peek", and_then_it_moves)
+    assert (await ask(gateway, key))[0] == 200
+    rows = await usage_rows(gateway, account.id)
+    assert [(row["plan"], row["shadow"], row["charged"]) for row in rows] == [
+        ("bare", "feature_not_in_plan", 0),
+        ("pro", None, 100_000),
+    ]

@@ -9,7 +9,8 @@ import pytest
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller, Subscription, SubscriptionStatus
 from gateway.domain.periods import Period
 from gateway.domain.plans import Feature, Limits, Model, PerUse, Plan, UsesLimit
-from gateway.quota.translate import Shapes, Work
+from gateway.quota.translate import Shapes, Work, clamp_output, price_of_bound
+from limits.model import Refused, Scope, ScopeKind, Verdict
 from tests.support.catalogs import card, catalog, plan
 
 HOUR_MS = 3_600_000
@@ -80,3 +81,33 @@ def test_a_budget_is_met_at_the_ceiling_and_in_the_period_of_the_moment() -> Non
         (budget,) = shapes.of(CALLER, PRO, OFFERED).demand(WORK, now_ms).budgets
         met.append((budget.limit, budget.starts_at_ms - T0_MS))
     assert met == [(10_700, 0), (10_700, 0), (10_000, 0), (10_000, 0), (10_000, HOUR_MS), (10_700, 0)]
+
+
+def test_a_call_that_is_free_of_charge_counts_as_a_request_and_a_live_call_only() -> None:
+    caller = replace(CALLER, user_id="ann", team_id="red")
+    demand = Shapes().of(caller, PRO, OFFERED).demand(replace(WORK, free=True), T0_MS)
+    assert (demand.wallets, demand.budgets, len(demand.concurrency)) == ((), (), 1)
+    assert [window.name for window in demand.windows] == ["requests", "requests"]
+
+
+@pytest.mark.parametrize(
+    ("available", "choices", "bound"),
+    [
+        (249, 1, -1),  # not even the input
+        (250, 1, 0),
+        (251, 1, 1),
+        (1_249, 1, 999),
+        (9_999, 1, 1_000),  # no more than was asked for
+        (261, 4, 2),
+    ],
+)
+@pytest.mark.parametrize("slot", ["tokens", "wallet"])
+def test_what_can_still_be_paid_bounds_each_choice_of_an_answer(
+    slot: str, available: int, choices: int, bound: int
+) -> None:
+    """A wallet is asked in steps, tokens a minute in tokens."""
+    per_token = 1 if slot == "tokens" else price_of_bound(WORK, GENERAL.wallet) // 1_250
+    scope = None if slot == "wallet" else Scope(ScopeKind.KEY, "key")
+    meter = GENERAL.wallet if slot == "wallet" else ""
+    refused = Refused(Verdict.HELD, slot, scope, meter, 0, 0, 0, 0, available * per_token, 0, T0_MS)
+    assert clamp_output(WORK, refused, choices) == bound
