@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -10,7 +12,7 @@ import pytest
 
 from gateway.domain.accounts import Account
 from limits.errors import EngineUnavailable
-from limits.model import Reserved, Stale
+from limits.model import Reserved, Settled, Stale
 from tests.support.bills import STEPS, balance, usage_rows
 from tests.support.calls import ANTHROPIC
 from tests.support.gateways import Local
@@ -108,3 +110,49 @@ async def test_a_hold_whose_reserve_was_answered_to_nobody_is_freed_when_it_can_
 
 async def is_free(gateway: Local, account_id: str) -> bool:
     return (await balance(gateway, account_id)).holds_open == 0
+
+
+async def test_before_a_partition_that_forgot_admits_anything_it_has_the_live_holds_again(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, account = await gateway.account("pro")
+    assert await call(gateway, key) == (200, "")
+    await gateway.settled()
+    quota = gateway.worker.gateway.quota
+    engine, sent = quota._engine, list[str]()
+    renew, reserve = engine.renew, engine.reserve
+
+    async def renewing(*args: Any, **options: Any) -> Any:
+        sent.append("renew")
+        return await renew(*args, **options)
+
+    async def reserving(*args: Any, **options: Any) -> Any:
+        sent.append("reserve")
+        return await reserve(*args, **options)
+
+    monkeypatch.setattr(quota.holds, "beat", asyncio.Event().wait)  # nobody but the call
+    monkeypatch.setattr(engine, "renew", renewing)
+    monkeypatch.setattr(engine, "reserve", reserving)
+    quota.holds.stale.add(engine.partition(account.id))
+    assert await call(gateway, key) == (200, "")
+    assert sent == ["renew", "reserve"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_settle_of_a_hold_that_redis_does_not_know_tells_that_it_forgot(
+    gateway: Local, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    key, _ = await gateway.account("pro")
+    quota = gateway.worker.gateway.quota
+    settle, told = quota._engine.settle, list[str]()
+
+    async def settled(*args: Any, **options: Any) -> Settled:
+        found = await settle(*args, **options)
+        assert found.known and not found.record
+        return found if known else replace(found, known=False, record="another")
+
+    monkeypatch.setattr(quota._engine, "settle", settled)
+    monkeypatch.setattr(quota.holds, "on_other_record", lambda: told.append("another record"))
+    assert await call(gateway, key) == (200, "")
+    await gateway.settled()
+    assert bool(told) is not known

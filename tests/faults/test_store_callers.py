@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from gateway.domain.accounts import Account, AccountStatus, Budget, Caller, Subscription, SubscriptionStatus
 from gateway.errors import AccountSuspended, InvalidApiKey, StoreUnavailable
-from gateway.quota.callers import Callers
+from gateway.quota import callers as module
+from gateway.quota.callers import SERVICE_FRESH_S, Callers
 from gateway.quota.keys import KeyHasher, new_key
 from tests.support.processes import eventually
 
@@ -28,20 +30,28 @@ class Hanging:
         self.over = asyncio.Event()  # set: what hangs now has timed out
         self.hangs = False
         self.status = AccountStatus.ACTIVE
+        self.rev = 1
+        self.expires_at_ms = 0
+        self.is_service = False
 
     async def caller_by_digest(self, digest: bytes) -> Caller | None:
         self.reads += 1
         if self.hangs:
             await self.over.wait()
             raise StoreUnavailable
-        account = Account(
-            id="a", external_id=None, email=None, name="A", status=self.status, rev=1,
+        account = None if self.is_service else self._account()
+        return (
+            Caller(digest.hex(), account, None, None, (), self.expires_at_ms, self.is_service) if self.knows else None
+        )
+
+    def _account(self) -> Account:
+        return Account(
+            id="a", external_id=None, email=None, name="A", status=self.status, rev=self.rev,
             subscription=SUBSCRIPTION, created_at_ms=0,
         )  # fmt: skip
-        return Caller(digest.hex(), account, None, None, ()) if self.knows else None
 
     async def account_by_ref(self, ref: str) -> tuple[Account, tuple[Budget, ...]] | None:
-        return None
+        return (self._account(), ()) if ref == "a" else None
 
     async def user_for(self, account_id: str, external_id: str, *, now_ms: int) -> str | None:
         self.reads += 1
@@ -139,3 +149,39 @@ async def test_a_suspended_account_works_again_with_its_next_call_and_is_not_ask
     assert store.reads == 1
     store.status, moved = AccountStatus.ACTIVE, True
     assert (await callers.by_key(key)).account is not None
+
+
+async def test_a_key_ends_at_its_time_and_not_after_it() -> None:
+    store, now_ms = Hanging(), 999
+    store.expires_at_ms = 1_000
+    callers, key = Callers(store, KeyHasher("secret"), lambda: now_ms), new_key()
+    assert (await callers.by_key(key)).account is not None
+    now_ms = 1_000
+    with pytest.raises(InvalidApiKey):
+        await callers.by_key(key)
+
+
+async def test_a_service_key_is_asked_about_again_after_its_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no account whose rev would tell that it was revoked."""
+    store, now_s = Hanging(), 1_000.0
+    store.is_service = True
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now_s))
+    callers, key = Callers(store, KeyHasher("secret"), lambda: 0), new_key()
+    await callers.by_key(key, account_ref="a")
+    now_s += SERVICE_FRESH_S
+    await callers.by_key(key, account_ref="a")
+    assert store.reads == 1
+    now_s += 0.001
+    store.knows = False
+    with pytest.raises(InvalidApiKey):
+        await callers.by_key(key, account_ref="a")
+
+
+async def test_a_service_key_acts_for_the_account_as_it_is_when_it_has_moved_on() -> None:
+    store = Hanging()
+    store.is_service = True
+    callers, key = Callers(store, KeyHasher("secret"), lambda: 0), new_key()
+    stale = await callers.by_key(key, account_ref="a")
+    store.rev = 2
+    fresh = await callers.again(key, stale=stale, account_ref="a")
+    assert [caller.account is not None and caller.account.rev for caller in (stale, fresh)] == [1, 2]

@@ -238,3 +238,19 @@ async def test_e5_a_teams_budget_counts_what_is_spent_of_its_meter_and_nothing_e
     answered, _ = await ask(gateway, CHAT, key, tollgate_team="night", tollgate_feature=feature)
     assert answered == status
     assert (await ask(gateway, CHAT, key, tollgate_feature=feature))[0] == 200
+
+
+async def test_a_budget_is_spent_in_its_own_meter_whatever_the_wallet_is_charged_in(gateway: Local) -> None:
+    """One use pays the call; the team's tokens are counted by the model's card."""
+    key, account = await gateway.account("pro")
+    worker = gateway.worker
+    members, now_ms = worker.store.members, worker.gateway.quota.clock.now_ms()
+    team = await members.create_team(account.id, "Night shift", now_ms=now_ms, external_id="night")
+    await members.set_budget(
+        "team", team.id, meter="tokens", amount=10**9, period=parse_period("30d"), now_ms=now_ms
+    )  # fmt: skip
+    assert (await ask(gateway, CHAT, key, tollgate_team="night", tollgate_feature="job"))[0] == 200
+    await gateway.settled()
+    (row,) = await usage_rows(gateway, account.id)
+    ((_, _, spent),) = orjson.loads(row["budgets"])
+    assert (row["wallet"], row["charged"], spent) == ("uses", 1, (row["input"] + row["output"]) * STEPS)
