@@ -14,6 +14,7 @@ import pytest
 from tests.support.bills import STEPS, assert_settled_to, tokens_served, usage_rows
 from tests.support.calls import ANTHROPIC, CHAT, DIALECTS, Dialect
 from tests.support.gateways import ROOT, Local, local
+from tests.support.scrape import scrape
 from tests.support.simulators import LocalModels, anthropic_client, openai_client
 from tests.support.tuning import set_upstream, tune_models
 
@@ -67,6 +68,49 @@ async def test_no_clamp_goes_below_its_floor(gateway: Local, models: LocalModels
     assert 256 <= float(told["needed"]) < 320, "measured at the floor, not at what was asked"
     assert float(told["available"]) < 256
     assert not await models.journal.entries(tag="no")
+
+
+async def test_who_asks_for_less_than_the_floor_is_measured_at_what_was_asked(gateway: Local) -> None:
+    key = await gateway.key("small")
+    assert (await ask(gateway, CHAT, key, CHAT.body("output=2880", max_completion_tokens=2880)))[0] == 200
+    await gateway.settled()
+    status, _, answer = await ask(gateway, CHAT, key, CHAT.body(max_completion_tokens=150))
+    assert (status, CHAT.error_code(answer)) == (429, "insufficient_tokens")
+    told = answer["error"]["tollgate"]
+    assert float(told["available"]) < 150 <= float(told["needed"]) < 256
+
+
+async def test_a_clamp_leaves_one_token_above_the_thinking_budget(gateway: Local, models: LocalModels) -> None:
+    key, account = await gateway.account("small")
+    store, quota = gateway.worker.store, gateway.worker.gateway.quota
+    thinking = {"type": "enabled", "budget_tokens": 5_000}
+    body = ANTHROPIC.body("tag=above output=30", max_tokens=32_000, thinking=thinking)
+    for missing in (1, 0):  # tokens, after the next grant
+        status, _, answer = await ask(gateway, ANTHROPIC, key, body)
+        assert status == 429
+        told = answer["error"]["tollgate"]
+        needed, available = (round(float(told[name]) * STEPS) for name in ("needed", "available"))
+        amount, now_ms = needed - available - missing * STEPS, quota.clock.now_ms()
+        await store.grants.add(account.id, wallet="tokens", amount=amount, now_ms=now_ms)
+        await quota.turner.push(account.id)
+    status, headers, _ = await ask(gateway, ANTHROPIC, key, body)
+    assert (status, headers["Tollgate-Clamped"]) == (200, "5001")
+
+
+async def test_what_a_model_writes_beyond_its_bound_is_charged_and_called_an_overrun(
+    gateway: Local, models: LocalModels
+) -> None:
+    key, account = await gateway.account("pro")
+    body = CHAT.body("tag=over output=500 overrun", max_completion_tokens=50)
+    assert (await ask(gateway, CHAT, key, body))[0] == 200
+    assert (await ask(gateway, CHAT, key, CHAT.body("output=5", max_completion_tokens=50)))[0] == 200
+    await gateway.settled()
+    over, within = await usage_rows(gateway, account.id)
+    (entry,) = await models.journal.ended("over")
+    assert over["charged"] == tokens_served(entry) * STEPS
+    assert over["overrun"] == over["charged"] - over["held"] > 0 == within["overrun"]
+    page = await scrape(gateway)
+    assert page.sum("tollgate_overrun_units_total", wallet="tokens") * STEPS == over["overrun"]
 
 
 async def test_no_clamp_goes_to_the_thinking_budget_or_below(gateway: Local, models: LocalModels) -> None:

@@ -6,13 +6,14 @@ import pytest
 from sqlalchemy import text
 
 from gateway.domain.accounts import Account
+from gateway.domain.periods import month_span
 from gateway.domain.usage import Basis, Usage
 from gateway.errors import BadRequest
 from gateway.store.common import new_id
 from gateway.store.schema import usage
 from gateway.store.store import Store
 from gateway.store.usage import Filter, UsageLog
-from gateway.store.usage_rows import COLUMNS
+from gateway.store.usage_rows import COLUMNS, SELDOM
 from tests.store.conftest import Place
 from tests.support.stores import DAY_MS, NOW_MS, charge
 
@@ -87,6 +88,32 @@ async def test_lists_are_filtered(store: Store, which: Filter, found: int) -> No
     assert sum(total.calls for total in await store.usage.totals(account.id, which)) == found
 
 
+async def test_a_month_has_its_first_millisecond_and_not_the_next_months(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    first_ms, next_ms = month_span(NOVEMBER)
+    edges = (first_ms - 1, first_ms, next_ms - 1, next_ms)
+    await store.writer.commit([charge(account, (1, 1), at_ms=at_ms) for at_ms in edges])
+    page = await store.usage.list(account.id, Filter(month=NOVEMBER))
+    assert [record.at_ms for record in page.items] == [next_ms - 1, first_ms]
+
+
+async def test_pages_lose_none_of_a_moments_records(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    await store.writer.commit([charge(account, (1, amount)) for amount in range(1, 6)])
+    seen, cursor = list[int](), None
+    while not seen or cursor is not None:
+        page = await store.usage.list(account.id, cursor=cursor, limit=2)
+        seen, cursor = [*seen, *(record.charged for record in page.items)], page.next
+    assert seen == [5, 4, 3, 2, 1]
+
+
+def test_what_is_left_out_of_a_row_is_what_the_table_says_by_itself() -> None:
+    for name, value in SELDOM.items():
+        default = usage.c[name].server_default
+        said = None if default is None else str(getattr(default, "arg", "")).strip("'")
+        assert said == (None if value is None else str(value)), name
+
+
 async def test_nobody_sees_anothers_usage(store: Store) -> None:
     account = await _filled(store)
     other = await store.accounts.create("Other", now_ms=NOW_MS)
@@ -142,10 +169,10 @@ async def test_what_was_charged_since_is_the_sum_of_those_records_whenever_one_a
 async def test_a_corrected_lapse_counts_once_and_in_its_months(store: Store) -> None:
     account = await store.accounts.create("Acme", now_ms=NOW_MS)
     hold = new_id()
-    await store.writer.commit([charge(account, (1, 500), hold_id=hold, state="lapsed", at_ms=NOW_MS)])
-    await store.writer.commit([charge(account, (1, 40), hold_id=hold, at_ms=DECEMBER_MS)])
+    await store.writer.commit([charge(account, (1, 500), hold_id=hold, state="lapsed", at_ms=NOW_MS, waived=9)])
+    await store.writer.commit([charge(account, (1, 40), hold_id=hold, at_ms=DECEMBER_MS, waived=2)])
     [total] = await store.usage.totals(account.id)
-    assert (total.calls, total.charged, total.usage.input) == (1, 40, 40)
+    assert (total.calls, total.charged, total.usage.input, total.waived) == (1, 40, 40, 2)
     months = await store.usage.totals(account.id, by=("month",))
     assert [(each.group, each.calls, each.charged) for each in months] == [
         (("2025-11",), 1, 500),

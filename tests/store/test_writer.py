@@ -15,13 +15,15 @@ from gateway.domain.charges import ChargeRow, Committed, decode
 from gateway.domain.periods import Period
 from gateway.domain.usage import Usage
 from gateway.errors import StoreUnavailable
+from gateway.metrics import Metrics
 from gateway.store.common import new_id
 from gateway.store.database import Database
 from gateway.store.script import Script
 from gateway.store.store import Store
-from gateway.store.writer import BATCH_MAX
+from gateway.store.writer import BATCH_MAX, Writer
 from tests.store.conftest import Place
 from tests.support import stores
+from tests.support.scrape import Page
 from tests.support.stores import DAY_MS, NOW_MS, charge
 
 
@@ -168,6 +170,32 @@ async def test_a_charge_over_two_wallets_keeps_them_apart(store: Store) -> None:
         ("credits", 7),
     ]
     assert await _audit(store) == []
+
+
+async def test_a_grant_knows_the_end_of_the_latest_call_that_it_was_charged_for(store: Store) -> None:
+    account = await store.accounts.create("Acme", now_ms=NOW_MS)
+    latest = []
+    for at in ((5, 9, 3), (7,), (8, 11)):
+        await store.writer.commit([charge(account, (1, 1), at_ms=NOW_MS + ms) for ms in at])
+        (grant,) = await store.grants.list(account.id)
+        latest.append(grant.charged_at_ms - NOW_MS)
+    assert latest == [9, 9, 11]
+
+
+async def test_what_a_correction_takes_back_lowers_no_counter(store: Store) -> None:
+    account, metrics = await store.accounts.create("Acme", now_ms=NOW_MS), Metrics(None)
+    writer = Writer(store.database, lambda: stores.CATALOG, metrics=metrics)
+    counted = []
+    hold = new_id()
+    for row in (
+        charge(account, (1, 500), hold_id=hold, state="lapsed"),
+        charge(account, (1, 40), hold_id=hold),
+        charge(account, (1, 60)),
+    ):
+        await writer.commit([row])
+        page = Page.of(metrics.render().decode())
+        counted.append(page.sum("tollgate_charged_units_total") * stores.CATALOG.meters["tokens"].scale)
+    assert counted == [500, 500, 560]
 
 
 async def test_an_overrun_takes_its_grant_below_nothing(store: Store) -> None:
