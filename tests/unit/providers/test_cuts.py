@@ -40,6 +40,18 @@ def test_an_answer_cut_at_any_byte_is_the_same_answer(golden: Golden) -> None:
 
 
 @every_answer
+def test_who_asks_in_the_middle_what_came_of_an_answer_changes_nothing(golden: Golden) -> None:
+    scanner = golden.scanner()
+    sent = b""
+    for at in range(0, len(golden.data), 50):
+        sent += scanner.feed(golden.data[at : at + 50])
+        scanner.outcome()
+        scanner.output_tokens_seen()
+    assert sent + scanner.finish() == golden.data
+    golden.check(scanner.outcome())
+
+
+@every_answer
 def test_an_answer_that_drips_byte_by_byte_is_the_same_answer(golden: Golden) -> None:
     scanner = golden.scanner()
     assert run(scanner, [bytes([byte]) for byte in golden.data]) == golden.data
