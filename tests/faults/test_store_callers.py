@@ -102,7 +102,7 @@ async def test_a_database_that_is_back_is_believed_at_once() -> None:
             return True
         return False
 
-    await eventually(refused, what="the key is gone", within_s=1)
+    await eventually(refused, what="the key is gone")
 
 
 async def test_the_database_is_asked_once_for_a_member_that_is_there() -> None:

@@ -103,7 +103,7 @@ async def test_a_locked_account_is_store_unavailable_after_the_deadline(place: P
     """Another process keeps the lock for ever: the second one must not wait for ever."""
     async with (
         stores.opened(place.url, place.folder) as other,
-        stores.opened(place.url, place.folder, timeout_s=0.2) as store,
+        stores.opened(place.url, place.folder, timeout_s=1) as store,
     ):
         account = await other.accounts.create("Acme", now_ms=NOW_MS)
         async with other.database.write() as connection:
@@ -215,7 +215,7 @@ def test_a_postgres_that_hangs_and_comes_back(tmp_path: Path) -> None:
     """SIGSTOP: connections stay open and nothing answers. Then kill -9: connections break."""
 
     async def talk(server: postgres.Postgres, url: str) -> None:
-        async with stores.opened(url, tmp_path, timeout_s=0.5) as store:
+        async with stores.opened(url, tmp_path, timeout_s=2) as store:
             account = await store.accounts.create("Acme", now_ms=NOW_MS)
             server.suspend()
             started_s = time.monotonic()
@@ -225,7 +225,7 @@ def test_a_postgres_that_hangs_and_comes_back(tmp_path: Path) -> None:
                 return_exceptions=True,
             )
             assert {type(answer) for answer in answers} == {StoreUnavailable}
-            assert time.monotonic() - started_s < 5
+            assert time.monotonic() - started_s < 15
             server.resume()
             assert await store.accounts.by_ref(account.id) == account
             server.restart()

@@ -105,7 +105,7 @@ def test_kill9_of_the_parent_leaves_nothing(server: Server) -> None:
     pids = [answer["pid"] for answer in server.workers(2).values()]
     server.process.kill()
     server.process.wait()
-    wait_until(lambda: not any(alive(pid) for pid in pids), what="the workers are gone", within_s=2)
+    wait_until(lambda: not any(alive(pid) for pid in pids), what="the workers are gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -155,7 +155,7 @@ def test_a_dead_child_of_any_kind_makes_the_parent_look(server: Server) -> None:
     pids = server.workers(2)
     ticks = (server.folder / "ticks").stat().st_size
     os.kill(pids[0]["pid"], signal.SIGKILL)
-    wait_until(lambda: (server.folder / "ticks").stat().st_size > ticks, what="a tick", within_s=2)
+    wait_until(lambda: (server.folder / "ticks").stat().st_size > ticks, what="a tick")
 
 
 def test_a_worker_that_fails_at_start_is_tried_again_with_pauses_and_the_server_lives(tmp_path: Path) -> None:
