@@ -68,7 +68,8 @@ class Check:
         for take in self.takes:
             account.wallets[take.wallet].grants[take.number].held += take.amount
         for budget in self._demand.budgets:
-            if not self._idle(budget.amount):
+            is_over = account.has_later(budget.number, budget.starts_at_ms)
+            if budget.amount or not (self._idle(budget.amount) or is_over):  # nothing begins no period that is over
                 account.budget(budget.number, budget.starts_at_ms).held += budget.amount
         for window, use in zip(self._demand.windows, self._uses, strict=True):
             if not self._idle(window.amount):

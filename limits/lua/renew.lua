@@ -23,14 +23,19 @@ amnesty_until(LEASES, true)
 
 -- Take a hold's slots off the account (sign -1) or put them on (sign 1); what Redis does not know becomes a placeholder.
 local function move_slots(account, meta, hold, sign)
-  local list = fields_of(hold)
+  local list, unknown = fields_of(hold), {}
   use_fields(account, list)
   for index = 1, #names do
     if not vals[index] and string.byte(names[index]) == 119 then -- w: a wallet
-      know_wallet(account, string.sub(names[index], 2))
+      unknown[#unknown + 1] = index
     end
   end
   move_hold(account, meta, hold, 0, sign, nil, {}, {})
+  for _, index in ipairs(unknown) do
+    if vals[index] then -- one that nothing was taken from stays unknown
+      know_wallet(account, string.sub(names[index], 2))
+    end
+  end
   write_fields(account)
 end
 

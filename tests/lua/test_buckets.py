@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from limits.model import AMOUNT_MAX, Demand, Refused, Reserved
+from limits.model import AMOUNT_MAX, Demand, Refused, Reserved, Verdict
 from tests.support.lab import (
     ACCOUNT,
     DAY_MS,
@@ -98,3 +98,13 @@ async def test_a_hold_over_many_buckets_grows_in_the_slots_it_has(lab: Lab) -> N
     assert held == {1: 10, 17: 11, 2: 17, 40: 13, 9: 14}
     await lab.commit(await lab.settle(grown.hold, 30))
     assert [budget[4] for budget in (await lab.view()).budgets] == [0] * 5 and await lab.drift() == {}
+
+
+async def test_a_hold_of_nothing_begins_no_period_that_is_over(lab: Lab) -> None:
+    await lab.ready(1_000)
+    before_ms = NOW_MS - 30 * DAY_MS
+    await lab.hold(budget(10, 100))
+    await lab.hold(budget(0, 100, starts_ms=before_ms))
+    assert [starts for _, starts, *_ in (await lab.view()).budgets] == [NOW_MS]
+    answer = await lab.ask(budget(1, 100, starts_ms=before_ms))
+    assert isinstance(answer, Refused) and answer.verdict is Verdict.LASTING

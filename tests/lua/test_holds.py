@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from limits import keys
 from limits.model import Gone, Hold, Refused, Reserved, Stale, Take, Verdict, Warming
 from tests.support.lab import (
     ACCOUNT,
@@ -182,6 +183,17 @@ async def test_holds_come_back_to_a_stale_account_too(lab: Lab) -> None:
     await lab.engine.renew(0, [hold])
     assert await lab.load()
     assert ((await lab.wallet()).available, (await lab.view()).holds_open) == (60, 1)
+
+
+async def test_a_hold_that_comes_back_often_makes_its_wallets_known_once(lab: Lab) -> None:
+    """Those it took from: what it only asked for has no grants here, and nothing for a load to close."""
+    await lab.ready(100)
+    hold = await lab.hold(together(wallet(40), wallet(0, name="credits")))
+    await lab.client.execute("FLUSHALL")
+    for _ in range(3):
+        await lab.engine.renew(0, [hold])
+        await lab.engine.release(hold)
+    assert await lab.client.execute("HGET", keys.account_key(0, ACCOUNT), "W") == b"\x06tokens"
 
 
 async def test_a_beat_without_holds_makes_the_record(lab: Lab) -> None:

@@ -32,6 +32,7 @@ from limits.model import (
     Scope,
     ScopeKind,
     Stale,
+    Take,
     Turn,
     WalletDemand,
     WindowDemand,
@@ -110,6 +111,8 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, AccountView):
         wallets = tuple((view, frozenset(grants)) for view, grants in answer.wallets)
         return replace(answer, wallets=wallets, budgets=frozenset(answer.budgets))  # type: ignore[arg-type]
+    if isinstance(answer, Charge):  # its lines are kept wallet by wallet
+        return replace(answer, lines=tuple(sorted(answer.lines, key=lambda line: line.wallet)))
     if is_dataclass(answer):
         return (type(answer), *(plain(getattr(answer, item.name)) for item in fields(answer) if item.compare))
     if isinstance(answer, tuple | list):
@@ -157,6 +160,17 @@ def demands(draw: st.DrawFn, now_ms: int) -> Demand:
             for scope in draw(st.lists(SCOPES, unique=True, max_size=2))
         ),
     )  # fmt: skip
+
+
+# Grants of no hold, perhaps; none of another wallet than its own: grant 1 is always one of tokens.
+ELSEWHERE = (Take("tokens", 1, 4), Take("credits", 76, 0), Take("tokens", 77, 2), Take("unheard", 78, 1))
+
+
+@st.composite
+def unruly(draw: st.DrawFn, lines: tuple[Any, ...], other: Any) -> tuple[Any, ...]:
+    """Lines in another order, some of them twice, perhaps with one that the hold knows nothing of."""
+    again = draw(st.lists(st.sampled_from(lines), max_size=3)) if lines else []
+    return tuple(draw(st.permutations([*lines, *again, *([other] if draw(st.booleans()) else [])])))
 
 
 class EngineMachine(RuleBasedStateMachine):
@@ -286,7 +300,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.seen)
     @rule(data=st.data(), known=st.booleans())
     def settle(self, data: st.DataObject, known: bool) -> None:
-        """Below, at or above the hold; also of one that ended, lapsed or was never heard of here."""
+        """Below, at or above the hold, in any order; also of one that ended, lapsed or was never heard of here."""
         pool = [h for h in self.seen if h.hold_id in self.holds] if known and self.holds else self.seen
         hold = data.draw(st.sampled_from(pool))
         lines = tuple(
@@ -298,6 +312,9 @@ class EngineMachine(RuleBasedStateMachine):
         budgets = tuple(
             BudgetLine(item.number, item.starts_at_ms, data.draw(st.integers(0, 60))) for item in hold.demand.budgets
         )
+        if data.draw(st.booleans()):
+            lines = data.draw(unruly(lines, data.draw(st.sampled_from(ELSEWHERE))))
+            budgets = data.draw(unruly(budgets, BudgetLine(2, BASE_MS - 2 * DAY_MS, 3)))
         charge = Charge(hold.account, hold.hold_id, ChargeState.SETTLED, lines, budgets, b"row")
         self.charges.append(charge)
         actuals = data.draw(st.sampled_from(((), (None,) * len(hold.demand.windows), (7,) * len(hold.demand.windows))))
@@ -373,7 +390,7 @@ class EngineMachine(RuleBasedStateMachine):
     def both_hold_the_same(self) -> None:
         for account in ACCOUNTS:
             if (found := self.twin.oracle.accounts.get(account)) is not None and found.stamp == self.twin.oracle.stamp:
-                view = self.twin.both("peek", account, ticket="", wallets=WALLETS)
+                view = self.twin.both("peek", account, ticket="", wallets=(*WALLETS, "unheard"))
                 self.check_sums(account, view)
         self.twin.both("outbox", 0, older_than_ms=-DAY_MS, count=100)
 
