@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from gateway.billing.accounts import MemberService
 from gateway.billing.desk import Desk
 from gateway.domain.accounts import Account, GrantState
-from gateway.domain.turns import refills_at_ms
+from gateway.domain.turns import resets_at_ms
 from gateway.errors import QuotaUnavailable
 from gateway.store.common import Page
 from gateway.store.ledger import ANY_TIME, AuditLine, Times, Transaction
@@ -88,8 +88,6 @@ class ReportService:
             account = await desk.account(account.id)
         all_grants = await desk.store.grants.list(account.id)
         known = {grant.number: grant for grant in all_grants}
-        plan = desk.catalog().plans.get(account.subscription.plan)
-        refills_ms = refills_at_ms(desk.catalog(), account.subscription)
         balances = []
         for wallet, grants in view.wallets:
             held = [
@@ -98,7 +96,7 @@ class ReportService:
                 if each.number in known and _is_open(each.starts_at_ms, each.expires_at_ms, view.server_ms)
             ]
             if held or wallet.wallet in wallets:
-                resets_ms = refills_ms if plan is not None and wallet.wallet in plan.allowance else 0
+                resets_ms = resets_at_ms(desk.catalog(), account.subscription, wallet.wallet)
                 balances.append(WalletBalance(wallet.wallet, tuple(held), resets_ms))
         return Balance(account, tuple(balances), view.holds_open, all_grants)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from gateway.domain.periods import MONTH
 from gateway.domain.units import UnitError, parse_duration_s
 from gateway.errors import RequestError
 
@@ -25,6 +28,13 @@ def pairs(texts: list[str], *, param: str, what: str = "WALLET=AMOUNT, once per 
             raise RequestError(f"{param}: expected {what}, found {text!r}", param=param)
         read[name] = value
     return read
+
+
+def month_of(text: str | None) -> str | None:
+    """``--month``; None = any. Raises RequestError."""
+    if text is not None and re.fullmatch(MONTH, text) is None:
+        raise RequestError(f"--month: expected a month such as 2026-11, found {text!r}", param="--month")
+    return text
 
 
 def span(from_: str | None, to: str | None) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ from gateway.cli import groups
 from gateway.cli.accounts import AccountRef
 from gateway.cli.frame import EX_FAILED, Reach, command
 from gateway.cli.money import Wallet
-from gateway.cli.reading import span
+from gateway.cli.reading import month_of, span
 from gateway.cli.terminal import Output, Progress, cell, listing, record, table
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def usage(
     from_: From = None,
     to: To = None,
     month: Annotated[str | None, typer.Option("--month", help="A billing month in UTC: 2026-11.")] = None,
-    by: Annotated[str, typer.Option("--by", help="Sum by: month, feature, model, user_id, job_type, …; commas.")] = "",
+    by: Annotated[str, typer.Option("--by", help="Sum by: month, feature, model, user, job_type, …; commas.")] = "",
     user: Annotated[str | None, typer.Option("--user", help="A user's id or external id.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="A key's id.")] = None,
     team: Annotated[str | None, typer.Option("--team", help="A team's id or external id.")] = None,
@@ -87,7 +87,7 @@ async def usage(
     from gateway.store.usage import Filter
 
     from_ms, to_ms = span(from_, to)
-    which = Filter(from_ms, to_ms, month, user, team, key, feature, wallet, model, job, job_type)
+    which = Filter(from_ms, to_ms, month_of(month), user, team, key, feature, wallet, model, job, job_type)
     if as_csv:
         found = await office.accounts.get(account)
         pages = office.exports.usage(found.id, await office.reports.with_ids(found, which))

@@ -79,6 +79,9 @@ def end_of(period: Period, anchor_ms: int, at_ms: int, count: int, zone: str = "
     return at_ms
 
 
+MONTH: Final = r"^[0-9]{4}-(0[1-9]|1[0-2])$"  # a billing month as it is asked for
+
+
 def billing_month(at_ms: int) -> str:
     """The UTC calendar month of an instant: ``2026-11``."""
     return _moment(at_ms).strftime("%Y-%m")

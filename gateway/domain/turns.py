@@ -235,6 +235,12 @@ def refills_at_ms(catalog: Catalog, subscription: Subscription) -> int:
     return subscription.period_ends_at_ms if goes_on(plan, subscription) or not leaves else 0
 
 
+def resets_at_ms(catalog: Catalog, subscription: Subscription, wallet: str) -> int:
+    """When a wallet gets its next allowance; 0 = it does not: a gift's end, and a trial's, is no reset."""
+    plan = catalog.plans.get(subscription.plan)
+    return refills_at_ms(catalog, subscription) if plan is not None and wallet in plan.allowance else 0
+
+
 def inactive_reason(
     catalog: Catalog, subscription: Subscription
 ) -> Literal["trial_expired", "subscription_inactive"] | None:

@@ -40,8 +40,8 @@ def tell_quota(
         headers["Tollgate-Wallet"] = admission.wallet
         headers["Tollgate-Held"] = meter.format(admission.held)
         headers["Tollgate-Remaining"] = meter.format(remaining if remaining > 0 else 0)
-        if view.resets_at_ms:
-            headers["Tollgate-Resets-At"] = rfc3339(view.resets_at_ms)
+        if resets_at_ms := admission.resets_at_ms:
+            headers["Tollgate-Resets-At"] = rfc3339(resets_at_ms)
         if charged is not None and meter.tokens_per_unit is not None:
             headers["Tollgate-Charged-Tokens"] = meter.tokens(charged)
             headers["Tollgate-Used-Tokens"] = meter.tokens(view.capacity - remaining)

@@ -51,6 +51,8 @@ class Exchange:
         self.end: str = End.COMPLETE
         self._made: tuple[Outcome, Bill] | None = None
         self._drain: asyncio.TimerHandle | None = None
+        self._streams = False
+        self._was_done = False  # the client left with its whole answer
         self._was_cut = False
         self._stopping = False
 
@@ -84,10 +86,14 @@ class Exchange:
     # --- leaving -------------------------------------------------------------------------------------------------
 
     def _left(self) -> None:
-        """The client is gone. Called once."""
-        is_drained = self.admission.plan.on_disconnect == "drain" and self.gateway.drains < self.gateway.drains_max
-        self.gateway.metrics.disconnects.add(("drain" if is_drained else "cut",), 1)
-        self.end = End.CLIENT_LEFT
+        """The client is gone. Called once. Whoever closes at the dialect's own end, as OpenAI's SDK does, has not hung
+        up: what is left is the upstream's end of the connection."""
+        self._was_done = self._streams and self.scanner is not None and self.scanner.complete
+        is_drained = self._was_done or self.admission.plan.on_disconnect == "drain"
+        is_drained = is_drained and self.gateway.drains < self.gateway.drains_max
+        if not self._was_done:
+            self.gateway.metrics.disconnects.add(("drain" if is_drained else "cut",), 1)
+            self.end = End.CLIENT_LEFT
         if is_drained:
             self.gateway.drains += 1
             drain_s = self.asked.config.settings.drain_s
@@ -176,6 +182,7 @@ class Exchange:
 
     async def _stream(self, forwarded: Forwarded, scanner: Scanner, first: bytes) -> None:
         """Chunks as they come; a break in the middle is told in the dialect's words."""
+        self._streams = True
         came_s = time.perf_counter()
         seen = self._seen(forwarded.reply.status)
         head = self._headers(forwarded, now_ms=self.gateway.quota.clock.now_ms())
@@ -212,7 +219,7 @@ class Exchange:
 
     def _end_of(self, otherwise: str) -> str:
         if self.visit.left:
-            return End.CLIENT_LEFT
+            return End.COMPLETE if self._was_done else End.CLIENT_LEFT
         return End.SHUTDOWN if self._stopping else otherwise
 
     def _answer(self, response: Whole) -> None:

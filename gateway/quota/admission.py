@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 
-from gateway.domain import plans
+from gateway.domain import plans, turns
 from gateway.domain.accounts import Caller
 from gateway.domain.charges import SETTLED, BudgetLine, ChargeRow, GrantLine
 from gateway.domain.plans import Catalog, Plan
@@ -67,8 +67,11 @@ class Admission:
 
     @property
     def resets_at_ms(self) -> int:
-        """When the wallet gets its next allowance or loses its earliest grant; 0 = never."""
-        return self.view.resets_at_ms if self.view is not None else 0
+        """When the wallet gets its next allowance; 0 = it does not, or the call is free."""
+        account = self.caller.account
+        if self.view is None or account is None:
+            return 0
+        return turns.resets_at_ms(self.catalog, account.subscription, self.wallet)
 
     def warning(self, charged: int = 0) -> str | None:
         """``at 91.7% of quota``, from the lowest configured threshold on: what was spent and what other calls hold, and

@@ -51,6 +51,7 @@ _EXACT_HINTS: Mapping[str, str] = {  # where no model's tokens are paid for
     "insufficient_tokens": "Use less at once, buy more, or move to a larger plan.",
     "call_too_large": "Use less at once: this much can never fit.",
 }
+_NO_RESET_HINT = "Buy more, or move to a larger plan."
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,8 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
     free = refused.available if kind.retry else refused.limit - refused.used
     retry_after_s = _retry_after_s(kind, refused)
     resets_at_ms = refused.resets_at_ms
-    if wallet and not kind.retry:  # a trial's end is not a reset
-        resets_at_ms = turns.refills_at_ms(situation.catalog, situation.subscription)
+    if wallet:  # a trial's end is not a reset
+        resets_at_ms = turns.resets_at_ms(situation.catalog, situation.subscription, wallet)
     written = meter or Meter(refused.slot, 0)
     estimated = not isinstance(situation.feature.price, plans.PerUse | plans.Fixed)
     detail = RefusalDetail(
@@ -145,7 +146,7 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
         needed=written.format(refused.needed),
         available=written.format(max(0, free)),
         resets_at=rfc3339(resets_at_ms) if resets_at_ms else None,
-        hint=_hint(kind, estimated=estimated),
+        hint=_hint(kind, estimated=estimated, resets=resets_at_ms > 0),
         plans=_labels(offers, situation.plan),
     )
     facts = messages.Facts(
@@ -167,7 +168,9 @@ def refusal(situation: Situation, refused: engine.Refused) -> Refusal:
     return kind(text.text, title=text.title, detail=detail, retry_after_s=retry_after_s)
 
 
-def _hint(kind: type[Refusal], *, estimated: bool) -> str:
+def _hint(kind: type[Refusal], *, estimated: bool, resets: bool) -> str:
+    if kind is LimitExceeded and not resets:
+        return _NO_RESET_HINT
     return _HINTS[kind.code] if estimated else _EXACT_HINTS.get(kind.code, _HINTS[kind.code])
 
 

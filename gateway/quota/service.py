@@ -13,10 +13,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from uuid_utils import uuid7
 
+from gateway.domain import turns
 from gateway.domain.accounts import Account, Caller
 from gateway.domain.charges import encode
 from gateway.domain.plans import Catalog, Plan
@@ -242,7 +244,8 @@ class Quota:
             )
             refused = [reply for reply in replies if isinstance(reply, engine_model.Refused)]
             if len(refused) == len(replies):
-                return caller, slots_of(demand, refused)
+                resets_at_ms = partial(turns.resets_at_ms, ask.catalog, account.subscription)
+                return caller, slots_of(demand, refused, resets_at_ms)
             match next(reply for reply in replies if not isinstance(reply, engine_model.Refused)):
                 case engine_model.Stale(ticket):
                     await self.turner.load(account.id, ticket)

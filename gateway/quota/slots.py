@@ -6,7 +6,7 @@ the same checks that every reserve goes through.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from limits import model as engine
@@ -48,25 +48,28 @@ def probes(demand: engine.Demand) -> tuple[engine.Demand, ...]:
     )
 
 
-def slots_of(demand: engine.Demand, refused: Sequence[engine.Refused]) -> tuple[Slot, ...]:
-    """What the refusals of ``probes`` say of this demand's slots."""
+def slots_of(
+    demand: engine.Demand, refused: Sequence[engine.Refused], resets_at_ms: Callable[[str], int]
+) -> tuple[Slot, ...]:
+    """What the refusals of ``probes`` say of this demand's slots, and ``resets_at_ms`` of its wallets."""
     asked: tuple[_Asked, ...] = (*demand.wallets, *demand.budgets, *demand.windows, *demand.concurrency)
-    return tuple(_slot(each, told) for each, told in zip(asked, refused, strict=True))
+    return tuple(_slot(each, told, resets_at_ms) for each, told in zip(asked, refused, strict=True))
 
 
-def _slot(asked: _Asked, told: engine.Refused) -> Slot:
+def _slot(asked: _Asked, told: engine.Refused, resets_at_ms: Callable[[str], int]) -> Slot:
     scope = "account" if told.scope is None else told.scope.kind.value
     match asked:
         case engine.WalletDemand():
             needed = max(asked.amount, asked.minimum)
-            return Slot("wallet", scope, told.meter, 0, told.limit, told.used, told.held, needed, told.resets_at_ms)
+            resets = resets_at_ms(told.meter)
+            return Slot("wallet", scope, told.meter, 0, told.limit, told.used, told.held, needed, resets)
         case engine.BudgetDemand():
             return Slot(
                 "budget", scope, told.meter, 0, told.limit, told.used, told.held, asked.amount, told.resets_at_ms
             )
         case engine.WindowDemand():
-            resets_at_ms = told.resets_at_ms if told.used else 0
+            resets = told.resets_at_ms if told.used else 0
             length_s = asked.length_ms // 1000
-            return Slot(asked.name, scope, "", length_s, told.limit, told.used, 0, asked.amount, resets_at_ms)
+            return Slot(asked.name, scope, "", length_s, told.limit, told.used, 0, asked.amount, resets)
         case engine.ConcurrencyDemand():
             return Slot("concurrency", scope, "", 0, asked.limit, 0, told.held, 1, 0)

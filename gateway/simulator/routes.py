@@ -23,6 +23,7 @@ class Route:
     parse: Callable[[Mapping[str, Any], Mapping[str, str]], Ask]
     body: Callable[[Answer], bytes]
     stream: Stream | None = None
+    is_billed: bool = True  # whether a provider would bill its answers: counting tokens is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ ROUTES: dict[str, Route] = {
         Stream(anthropic.events, anthropic.error_event, anthropic.giant_line),
     ),
     "/v1/messages/count_tokens": Route(
-        "count_tokens", "anthropic", partial(anthropic.parse, counting=True), _count_tokens_body
+        "count_tokens", "anthropic", partial(anthropic.parse, counting=True), _count_tokens_body, is_billed=False
     ),
     "/v1/chat/completions": Route(
         "chat",

@@ -25,7 +25,7 @@ from aiohttp import web
 from gateway.simulator import anthropic, headers, openai_simple, problems, steering
 from gateway.simulator.answer import Ask, decide
 from gateway.simulator.counting import preload_all
-from gateway.simulator.journal import ENTRIES_MAX, End, Entry, Journal
+from gateway.simulator.journal import ENTRIES_MAX, NOTHING, End, Entry, Journal
 from gateway.simulator.journal_routes import serve_journal
 from gateway.simulator.problems import Problem
 from gateway.simulator.routes import ROUTES, Route
@@ -99,7 +99,7 @@ async def _answer_call(route: Route, ask: Ask, wire: Wire) -> End:
     entry = wire.entry
     now = now_ms()
     answer = decide(ask, wire.steering, serial=entry.id, created_s=now // 1000)
-    entry.planned = answer.usage
+    usage = entry.planned = answer.usage if route.is_billed else NOTHING
     sent = headers.answer(route.dialect, entry.request_id, now_s=now // 1000)
     if wire.steering.redirect:
         sent["Location"] = f"http://{wire.request.host}/redirected?from={entry.id}"
@@ -108,7 +108,7 @@ async def _answer_call(route: Route, ask: Ask, wire: Wire) -> End:
     if not ask.stream or route.stream is None:
         sent["Content-Type"] = "application/json"
         entry.status = 200
-        return await wire.whole(200, sent, route.body(answer), answer.usage)
+        return await wire.whole(200, sent, route.body(answer), usage)
     sent["Content-Type"] = "text/event-stream; charset=utf-8"
     sent["Cache-Control"] = "no-cache"
     entry.status = 200
@@ -116,7 +116,7 @@ async def _answer_call(route: Route, ask: Ask, wire: Wire) -> End:
     return await wire.stream(
         sent,
         route.stream.events(answer),
-        answer.usage,
+        usage,
         error=route.stream.error_event(fault, entry.request_id, wire.steering.error_event or 0),
         giant=route.stream.giant_line(answer),
     )

@@ -30,20 +30,19 @@ _MONTHS: Final[Mapping[Dialect, str]] = {
     "sqlite": "strftime('%Y-%m', usage.at_ms / 1000, 'unixepoch')",
     "postgresql": "to_char(to_timestamp(usage.at_ms / 1000) AT TIME ZONE 'UTC', 'YYYY-MM')",
 }
-_GROUPS: Final = (
-    _DAY,
-    _MONTH,
-    "wallet",
-    "feature",
-    "plan",
-    "model",
-    "route",
-    "user_id",
-    "team_id",
-    "key_id",
-    "job",
-    "job_type",
-)
+_COLUMNS: Final = {  # by what records call them
+    "wallet": "wallet",
+    "feature": "feature",
+    "plan": "plan",
+    "model": "model",
+    "route": "route",
+    "user": "user_id",
+    "team": "team_id",
+    "key": "key_id",
+    "job": "job",
+    "job_type": "job_type",
+}
+_GROUPS: Final = (_DAY, _MONTH, *_COLUMNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ class UsageLog:
     async def totals(
         self, account_id: str, which: Filter | None = None, *, by: tuple[str, ...] = ()
     ) -> tuple[Total, ...]:
-        """Sums per wallet and per value of the columns ``by``, ordered by them. Raises BadRequest, StoreUnavailable."""
+        """Sums per wallet and per value of the groups ``by``, ordered by them. Raises BadRequest, StoreUnavailable."""
         for name in by:
             if name not in _GROUPS:
                 raise BadRequest("invalid_group", f"Usage can be summed by {', '.join(_GROUPS)}.", param="by")
@@ -227,7 +226,7 @@ class UsageLog:
     def _group(self, name: str) -> ColumnElement[Any]:
         if name == _DAY:
             return usage.c.at_ms // literal_column(str(DAY_MS))
-        return literal_column(_MONTHS[self._database.dialect]) if name == _MONTH else usage.c[name]
+        return literal_column(_MONTHS[self._database.dialect]) if name == _MONTH else usage.c[_COLUMNS[name]]
 
 
 def _told(name: str, value: Any) -> str | None:

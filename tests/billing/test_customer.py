@@ -127,6 +127,9 @@ async def test_records_are_newest_first_by_feature_by_user_and_in_sums(running: 
     days = (await show(running, "usage?by=day", key))["totals"]
     assert [each["charged"] for each in days] == ["1", "2", "4"]
     assert days == sorted(days, key=lambda each: str(each["day"]))
+    users = (await show(running, "usage?by=user", key))["totals"]
+    assert {each["user"] for each in users} == {each["user"] for each in seen["items"]}
+    assert (await running.get("/api/billing/usage?month=2026-13", key=key)).code == "invalid_parameter"
     assert (await running.get("/api/billing/usage?user=carl", key=key)).status == 404
     assert (await running.get("/api/billing/usage?by=metadata", key=key)).code == "invalid_group"
 

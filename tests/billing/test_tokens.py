@@ -186,6 +186,7 @@ async def test_what_is_no_deduction_is_an_error_as_everywhere(suite: Apis) -> No
     ):
         answer = await suite.call("POST", CHECK, key=key, json=body)
         assert (answer.status, answer.code) == (status, code)
+        assert code != "unknown_feature" or answer.json()["error"]["param"] == "featureUsed"
     assert (await suite.call("POST", CHECK, json={})).status == 401
 
 

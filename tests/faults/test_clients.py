@@ -117,6 +117,27 @@ async def test_a_cut_in_full_flow_is_charged_between_what_the_client_saw_and_wha
     assert row["charged"] == (row["input"] + row["output"]) * STEPS
 
 
+@pytest.mark.parametrize("plan", ["drain", "cut"])
+@pytest.mark.parametrize("dialect", DIALECTS, ids=str)
+async def test_who_leaves_with_the_whole_answer_has_not_hung_up(
+    dialect: Dialect, plan: str, gateway: Local, models: LocalModels
+) -> None:
+    """OpenAI's SDK closes at ``[DONE]``, which may be before the upstream has ended."""
+    tune(gateway, drain_s=0.2)
+    key, account = await gateway.account(plan)
+    total = await events_of(gateway, dialect.request(key, dialect.body("tag=whole output=20", stream=True)))
+    (whole,) = await models.journal.ended("whole")
+    steering = f"tag=open output=20 stall={whole['events_served']}"
+    await hang_up_after(gateway, dialect.request(key, dialect.body(steering, stream=True)), total)
+    (entry,) = await models.journal.ended("open")
+    await at_rest(gateway, account.id)
+    rows = await usage_rows(gateway, account.id)
+    assert [row["end"] for row in rows] == ["complete", "complete"]
+    assert sum(row["charged"] for row in rows) == (tokens_served(whole) + tokens_served(entry)) * STEPS
+    assert await statuses(gateway) == {"200": 2}
+    assert not (await scrape(gateway)).series("tollgate_disconnects_total")
+
+
 async def at_rest(gateway: Local, account_id: str) -> None:
     """Nothing held, nothing pending, and Redis = SQL = the rows; no drain goes on."""
     await no_hold_is_left(gateway, account_id)

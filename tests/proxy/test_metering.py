@@ -13,6 +13,7 @@ from tests.support.calls import ANTHROPIC
 from tests.support.gateways import Local, config_text, local
 from tests.support.processes import free_port
 from tests.support.simulators import LocalModels, anthropic_client, openai_client
+from tests.support.tuning import tune
 
 CLAUDE, GPT = "claude-haiku-4-5", "gpt-5"
 VERSION = {"anthropic-version": "2023-06-01"}
@@ -129,6 +130,25 @@ async def test_a_whole_answer_says_what_it_cost_and_what_is_left(gateway: Local,
     assert told["Tollgate-Remaining"] == str(500_000 - charged)
     assert "Tollgate-Resets-At" in told and "Tollgate-Request-Id" in told
     await assert_settled_to(gateway, account.id, charged * STEPS)
+
+
+async def test_a_trials_end_is_told_as_no_reset(gateway: Local, models: LocalModels) -> None:
+    """Not by an answer, nor by a refusal that passes, nor by explain: nothing comes when a trial is over."""
+    tune(gateway, drain_s=0.2)
+    key, _ = await gateway.account("trial")
+    headers = {"x-api-key": key, **VERSION}
+    everything = {"model": CLAUDE, "max_tokens": 5_000, "stream": True, "messages": prompt("all", "stall=8")}
+    another = {"model": CLAUDE, "max_tokens": 2_000, "messages": prompt("another")}
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{gateway.url}/v1/messages", json=everything, headers=headers) as answer:
+            assert answer.status == 200 and "Tollgate-Resets-At" not in answer.headers
+            async with session.post(f"{gateway.url}/v1/messages", json=another, headers=headers) as refused:
+                told = (await refused.json())["error"]["tollgate"]
+                assert (told["reason"], told["resets_at"]) == ("held_elsewhere", None)
+                assert "Tollgate-Resets-At" not in refused.headers
+        asked = {"model": CLAUDE, "input_tokens": 1, "output_tokens": 1}
+        async with session.post(f"{gateway.url}/api/v1/explain", json=asked, headers=headers) as explained:
+            assert [each["resets_at"] for each in (await explained.json())["limits"]] == [None]
 
 
 async def test_what_is_left_is_never_told_as_less_than_nothing(gateway: Local, models: LocalModels) -> None:

@@ -46,6 +46,8 @@ USAGE = [
     ("accounts create New --plan platinum", "no plan platinum"),
     ("accounts set {account}", "Say what to change"),
     ("teams create {account} ''", "name"),
+    # times
+    ("usage {account} --month 2026-13", "--month: expected a month such as 2026-11, found '2026-13'"),
     # amounts
     ("grant {account} abc --wallet tokens", "amount: expected an amount of tokens"),
     ("grant {account} 1e3 --wallet tokens", "amount: expected"),

@@ -193,11 +193,13 @@ async def test_partial_usage_is_there_at_the_start_of_a_stream_only(client: Any)
     assert events[-2].usage is None
 
 
-async def test_tokens_are_counted_as_messages_report_them(client: Any) -> None:
+async def test_tokens_are_counted_as_messages_report_them(client: Any, models: LocalModels) -> None:
     request = ask("Count me", system="You are brief.", tools=[WEATHER])
     message = await client.messages.create(**request)
     del request["max_tokens"]
     assert (await client.messages.count_tokens(**request)).input_tokens == message.usage.input_tokens
+    _, counting = await models.journal.entries(wait=2)
+    assert not any(counting["served"].values()), "counting is free"
 
 
 async def test_models_are_listed_in_anthropics_shape(client: Any) -> None:

@@ -16,6 +16,7 @@ from gateway.billing.http.answers import (
 from gateway.billing.http.models import NAME_MAX, NoQuery, PageOf, SpanQuery, TimesQuery
 from gateway.billing.http.route import Call, Route, Who
 from gateway.billing.views import View, audit_line_view, total_view, transaction_view, usage_view
+from gateway.domain.periods import MONTH
 from gateway.store.ledger import Times
 from gateway.store.usage import Filter
 
@@ -25,7 +26,7 @@ Exact = Annotated[str | None, Field(max_length=NAME_MAX)]
 class UsageFilter(SpanQuery):
     """Which records; what is not said may be any."""
 
-    month: Annotated[str | None, Field(pattern=r"^[0-9]{4}-[0-9]{2}$", description="A billing month in UTC.")] = None
+    month: Annotated[str | None, Field(pattern=MONTH, description="A billing month in UTC.")] = None
     user: Exact = None
     team: Exact = None
     key: Exact = None
@@ -56,7 +57,7 @@ class UsageQuery(UsageFilter, TimesQuery):
 
 
 class TotalsQuery(UsageFilter):
-    by: Annotated[str, Field(max_length=NAME_MAX, description="Commas between: month, feature, model, user_id, …")] = ""
+    by: Annotated[str, Field(max_length=NAME_MAX, description="Commas between: month, feature, model, user, …")] = ""
 
 
 class WalletQuery(TimesQuery):

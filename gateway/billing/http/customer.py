@@ -38,7 +38,7 @@ EXPLAIN_BYTES_MAX: Final = 8_388_608
 
 class RecordsQuery(UsageQuery):
     by: Annotated[
-        str, Field(max_length=NAME_MAX, description="Sums too, by day, month, feature, model, user_id, …; commas.")
+        str, Field(max_length=NAME_MAX, description="Sums too, by day, month, feature, model, user, …; commas.")
     ] = ""
 
 

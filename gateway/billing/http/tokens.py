@@ -26,7 +26,7 @@ from gateway.domain.plans import Catalog
 from gateway.domain.turns import refills_at_ms
 from gateway.domain.units import Meter, is_endless, plain
 from gateway.edge import refusal_headers, status_of
-from gateway.errors import Refusal
+from gateway.errors import Refusal, UnknownFeature
 
 Number = Annotated[float, WithJsonSchema({"type": "number"})]
 
@@ -133,6 +133,8 @@ async def check_balance(call: Call[NoQuery, CheckBody]) -> object:
     item = Item(feature=body.featureUsed, metadata=body.metadata)
     try:
         used = await service.use(asker, item, dry=body.action == "check", once=once_of(call))
+    except UnknownFeature as error:
+        raise UnknownFeature(error.message, param="featureUsed") from None
     except Refusal as refusal:
         if body.action == "check":
             return {"hasTokens": False}
