@@ -25,6 +25,7 @@ class Installation:
     config: Config
     data: Path
     secret: str
+    is_new: bool = False  # the data folder was not there before
 
     @property
     def redis_embedded(self) -> bool:
@@ -45,11 +46,12 @@ def open_installation(config: Path | None, data: Path | None) -> Installation:
     config_path, data_path = locate(config, data)
     loaded = load(config_path, os.environ)
     try:
+        is_new = not data_path.exists()
         data_path.mkdir(parents=True, exist_ok=True)
         secret = loaded.settings.secret or _own_secret(data_path)
     except OSError as error:
         raise ConfigError([f"the data folder {data_path} cannot be used: {error.strerror}"]) from error
-    return Installation(loaded, data_path.resolve(), secret)
+    return Installation(loaded, data_path.resolve(), secret, is_new)
 
 
 def _own_secret(data: Path) -> str:

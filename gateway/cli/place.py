@@ -51,6 +51,8 @@ T = TypeVar("T")
 def run_at(place: Place, reach: Reach, work: Callable[[Office], Awaitable[T]]) -> T:
     """Open what ``reach`` names, run the work, close. Raises ConfigError, ServiceAway and what the work raises."""
     installation = open_installation(place.config, place.data)
+    if installation.is_new:
+        say(f"There was no data folder {installation.data}: it was made, and has nobody in it.")
     with ExitStack() as stack:
         url = None if reach is Reach.SQL else redis_url(installation, stack)
 

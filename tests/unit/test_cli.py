@@ -282,3 +282,10 @@ def _execute(cli: Cli, statement: str) -> None:
             await connection.exec_driver_sql(statement)
 
     asyncio.run(run())
+
+
+def test_a_data_folder_that_was_not_there_is_told_once(cli: Cli) -> None:
+    """A mistyped ``--data`` would otherwise look like an installation without accounts."""
+    first, second = cli("accounts", "list"), cli("accounts", "list")
+    assert f"There was no data folder {cli.data}" in first.err
+    assert (first.code, second.code, second.err.count("data folder")) == (0, 0, 0)

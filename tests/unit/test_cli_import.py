@@ -56,6 +56,7 @@ def test_one_bad_row_is_named_and_nothing_is_imported(cli: Cli, tmp_path: Path, 
 
 
 def test_a_file_that_is_none_is_said_in_a_line(cli: Cli, tmp_path: Path) -> None:
+    cli.account()
     binary = tmp_path / "binary.csv"
     binary.write_bytes(b"name\n\xff\xfe\n")
     for file in (tmp_path, tmp_path / "missing.csv", binary):
