@@ -247,13 +247,15 @@ class Oracle:
 
     async def confirm(self, *confirms: Confirm) -> None:
         for confirm in confirms:
+            account = self.accounts.setdefault(confirm.account, Account())
+            if confirm.state is ChargeState.SETTLED and confirm.hold_id in account.holds:
+                account.free(confirm.hold_id, ())
+        for confirm in confirms:
             self._confirm(confirm)
 
     def _confirm(self, confirm: Confirm) -> None:
         place = self._place(self.partition(confirm.account))
-        account = self.accounts.setdefault(confirm.account, Account())
-        if confirm.state is ChargeState.SETTLED and confirm.hold_id in account.holds:
-            account.free(confirm.hold_id, ())
+        account = self.accounts[confirm.account]
         for delta in sorted(confirm.deltas, key=lambda item: item.seq):
             if delta.seq <= account.seq or delta.seq in account.kept:
                 continue

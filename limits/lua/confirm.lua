@@ -35,6 +35,7 @@ for n = 1, #ids do
   if found[2 * n] and states[n] == SETTLED then
     -- Its settle never came here. Windows stay as reserved: what they really took is not known.
     free_hold(KEYS[1], KEYS[3], meta, ids[n], found[2 * n], nil)
+    redis.call('HSET', KEYS[1], 'm', pack_meta(meta)) -- it is over whatever becomes of its deltas
   end
 end
 

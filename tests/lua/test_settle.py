@@ -10,8 +10,9 @@ from typing import TypeVar
 
 import pytest
 
-from limits.model import BudgetLine, Charge, ChargeState, Confirm, Delta, Hold, Take
-from tests.support.lab import ACCOUNT, DAY_MS, LEASE_MS, NOW_MS, Lab, budget, together, wallet
+from limits.errors import ScriptRejected
+from limits.model import AMOUNT_MAX, BudgetLine, Charge, ChargeState, Confirm, Delta, Hold, Take
+from tests.support.lab import ACCOUNT, DAY_MS, LEASE_MS, NOW_MS, Lab, budget, concurrency, together, wallet
 
 WALLETS = ("tokens", "credits", "gifts", "unheard")
 DEMAND = together(
@@ -147,6 +148,24 @@ async def test_what_a_charge_made_known_is_gone_with_a_load_that_does_not_name_i
     assert await lab.load()
     view = await lab.view(*WALLETS)
     assert [{grant.number for grant in grants} for _, grants in view.wallets] == [{1, 2, 3}, {4, 5}, {6}, set()]
+
+
+@pytest.mark.parametrize("amounts", [(AMOUNT_MAX, 1), (2**52, 2**52 - 1, 1), (1, AMOUNT_MAX)])
+async def test_a_charge_beyond_what_is_exact_is_refused_whole_though_none_of_its_lines_is(
+    lab: Lab, amounts: tuple[int, ...]
+) -> None:
+    await lab.ready(10, 100)
+    hold = await lab.hold(together(wallet(30), concurrency(1)))
+    charge = replace(lab.charge(hold, 0), lines=tuple(Take("tokens", 2, amount) for amount in amounts))
+    with pytest.raises(ScriptRejected):
+        await lab.engine.settle(hold, charge)
+    assert await put(lab, "held") == ({("tokens", 1): 10, ("tokens", 2): 20}, {})
+    assert await put(lab, "pending") == ({}, {}) and not await lab.engine.outbox(0, older_than_ms=0, count=10)
+    with pytest.raises(ScriptRejected):  # SQL has it: then at least its hold is over, and nothing of it is left open
+        await lab.engine.confirm(Confirm(ACCOUNT, hold.hold_id, ChargeState.SETTLED, (Delta(1, charge.lines, ()),)))
+    view = await lab.view()
+    assert (view.holds_open, view.seq, await put(lab, "held"), await put(lab, "counted")) == (0, 0, ({}, {}), ({}, {}))
+    await lab.hold(concurrency(1))
 
 
 @pytest.mark.parametrize("forgotten", [True, False])

@@ -314,7 +314,7 @@ class EngineMachine(RuleBasedStateMachine):
         )
         if data.draw(st.booleans()):
             lines = data.draw(unruly(lines, data.draw(st.sampled_from(ELSEWHERE))))
-            budgets = data.draw(unruly(budgets, BudgetLine(2, BASE_MS - 2 * DAY_MS, 3)))
+            budgets = data.draw(unruly(budgets, BudgetLine(17, BASE_MS, 3)))
         charge = Charge(hold.account, hold.hold_id, ChargeState.SETTLED, lines, budgets, b"row")
         self.charges.append(charge)
         actuals = data.draw(st.sampled_from(((), (None,) * len(hold.demand.windows), (7,) * len(hold.demand.windows))))
