@@ -72,6 +72,8 @@ async def test_what_is_granted_counts_and_what_is_revoked_is_gone(running: Apis)
     account = await made(running)
     at = f"{AT}/{account['id']}"
     before = await available(running, at)
+    inexact = await running.admin("POST", f"{at}/grants", json={"amount": 1.5, "wallet": "tokens"})
+    assert inexact.json()["error"]["message"].startswith('amount: expected a text such as "1.5" or an integer')
     grant = (await running.admin("POST", f"{at}/grants", json={"amount": "1.5", "wallet": "tokens"})).json()
     assert await available(running, at) == before + 1.5
     await running.admin("POST", f"{at}/grants/{grant['number']}/revoke", json={})

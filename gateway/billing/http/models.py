@@ -39,6 +39,8 @@ def _storable(text: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError('expected a text such as "1.5" or an integer: a fraction in JSON is not exact')
     return str(value) if type(value) is int else value
 
 
