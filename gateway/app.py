@@ -190,7 +190,7 @@ def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, co
     )
     return Frame(
         desk=desk,
-        live=LiveEvents(store.alerts, states, lambda: config().catalog),
+        live=LiveEvents(store.alerts, states, store.accounts, lambda: config().catalog),
         callers=gateway.callers,
         quota=quota,
         metered=Metered(

@@ -25,7 +25,7 @@ from aiohttp import web
 from gateway import app, logs, metrics
 from gateway import demo as demonstration
 from gateway.config.model import STRIPE_OFF, Address, Config
-from gateway.config.reload import Rejected, Reloaded, Watcher
+from gateway.config.reload import Rejected, Reloaded, Unchanged, Watcher
 from gateway.config.values import address
 from gateway.embedded import DataLock, Embedded
 from gateway.errors import ConfigError
@@ -228,7 +228,10 @@ async def work(installation: Installation, redis_url: str, context: WorkerContex
 
 
 async def _reload(watcher: Watcher) -> None:
-    await watcher.reload()
+    """At SIGHUP: whoever sent it finds an answer in the log, also where nothing had changed."""
+    outcome = await watcher.reload()
+    if isinstance(outcome, Unchanged):
+        log.info("config %s is in use already", outcome.config.version)
 
 
 def _reloaded(worker: app.Worker, outcome: Reloaded | Rejected) -> None:

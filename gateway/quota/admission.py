@@ -71,7 +71,10 @@ class Admission:
         account = self.caller.account
         if self.view is None or account is None:
             return 0
-        return turns.resets_at_ms(self.catalog, account.subscription, self.wallet)
+        at_ms = turns.resets_at_ms(self.catalog, account.subscription, self.wallet)
+        if 0 < at_ms <= self.hold.created_at_ms:  # a period granted ahead has begun by itself: its grant's end
+            return self.view.resets_at_ms
+        return at_ms
 
     def warning(self, charged: int = 0) -> str | None:
         """``at 91.7% of quota``, from the lowest configured threshold on: what was spent and what other calls hold, and

@@ -108,6 +108,31 @@ async def test_balance_warning_and_refusal_are_heard_as_they_happen(gateway: Loc
     assert told[2] and told[2]["data"]["detail"]["reason"] == "insufficient_tokens"
 
 
+async def test_a_balance_is_told_as_whoever_asks_for_it_sees_it(gateway: Local) -> None:
+    """Also the time of its reset, which a trial has none of, and after a change of plan."""
+    key, account = await gateway.account("trial")
+    quota, store = gateway.worker.gateway.quota, gateway.worker.store
+
+    async def asked(session: aiohttp.ClientSession) -> list[Any]:
+        async with session.get(
+            f"{gateway.url}/api/billing/balance", headers={"Authorization": f"Bearer {key}"}
+        ) as answer:
+            wallets = (await answer.json())["wallets"]
+        return [(wallet["wallet"], wallet["available"], wallet["resets_at"]) for wallet in wallets]
+
+    async with aiohttp.ClientSession() as session, listening(gateway, key) as heard:
+        resets = []
+        for plan in (None, "pro"):
+            if plan is not None:
+                await store.subscriptions.subscribe(account.id, plan, now_ms=quota.clock.now_ms())
+                await quota.turner.push(account.id)
+            wallets = (await heard.until("balance"))["data"]["wallets"]
+            told = {(wallet["wallet"], wallet["available"], wallet["resets_at"]) for wallet in wallets}
+            assert set(await asked(session)) <= told
+            resets.append(wallets[0]["resets_at"] is not None)
+    assert resets == [False, True]
+
+
 async def test_what_happens_on_one_worker_is_heard_on_another(
     gateway: Local, models: LocalModels, valkey_url: str, place: Place
 ) -> None:
@@ -249,7 +274,7 @@ class Late:
 
 async def test_an_id_that_becomes_visible_late_is_told_once_like_all_others() -> None:
     table = Late()
-    hub = LiveEvents(table, None, lambda: stores.CATALOG)  # type: ignore[arg-type]
+    hub = LiveEvents(table, None, None, lambda: stores.CATALOG)  # type: ignore[arg-type]
     one, two = await hub.listen("a"), await hub.listen("a")
     asked = table.asked
     for more in ([3, 5], [2], [], [4, 6]):
@@ -261,7 +286,7 @@ async def test_an_id_that_becomes_visible_late_is_told_once_like_all_others() ->
 
 
 async def test_nobody_listens_and_nothing_is_asked(store: Store) -> None:
-    hub = LiveEvents(store.alerts, None, lambda: stores.CATALOG)  # type: ignore[arg-type]
+    hub = LiveEvents(store.alerts, None, store.accounts, lambda: stores.CATALOG)  # type: ignore[arg-type]
     run = asyncio.create_task(hub.run())
     listener = await hub.listen("a")
     hub.leave(listener)

@@ -2,7 +2,7 @@
 
 Rules
 1. All listeners of a worker share one query a second, which tails the alerts' table, and one look at Redis for the
-   balances of the accounts listened for. Nobody listens: nothing is asked.
+   balances of the accounts listened for; an account is read when it has changed. Nobody listens: nothing is asked.
 2. On PostgreSQL a smaller id may become visible after a larger one: the tail reads the last ``OVERLAP_S`` again and
    tells each id once.
 3. Listeners are bounded, per account and per worker, and so is what waits for one: whoever does not read is closed, and
@@ -22,11 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.billing.views import exactly, quantity, when
-from gateway.domain import alerts
+from gateway.domain import alerts, turns
+from gateway.domain.accounts import Account, Subscription
 from gateway.domain.plans import UNLIMITED, Catalog
 from gateway.domain.units import Meter, is_endless
 from gateway.errors import AccountNotFound, QuotaUnavailable, StoreUnavailable, TooManyListeners
 from gateway.quota.states import AccountView, States
+from gateway.store.accounts import Accounts
 from gateway.store.alerts import Alert, Alerts
 
 log = logging.getLogger(__name__)
@@ -102,9 +104,11 @@ def event_of(alert: Alert) -> Event:
 class LiveEvents:
     """One worker's listeners, and what they are told."""
 
-    def __init__(self, store: Alerts, states: States, catalog: Callable[[], Catalog]) -> None:
+    def __init__(self, store: Alerts, states: States, accounts: Accounts, catalog: Callable[[], Catalog]) -> None:
         self._store = store
         self._states = states
+        self._accounts = accounts
+        self._read: dict[str, Account] = {}  # those listened for, as they were read last
         self._catalog = catalog
         self._listeners: dict[str, list[Listener]] = {}
         self._wanted = asyncio.Event()
@@ -133,6 +137,7 @@ class LiveEvents:
             mine.remove(listener)
         if not mine:
             self._listeners.pop(listener.account_id, None)
+            self._read.pop(listener.account_id, None)
 
     async def missed(self, account_id: str, last_id: int) -> list[Event]:
         """What was told behind an id; at most ``RESUMED_MAX``. Raises StoreUnavailable."""
@@ -143,7 +148,7 @@ class LiveEvents:
         """Raises QuotaUnavailable, StoreUnavailable, AccountNotFound."""
         catalog = self._catalog()
         view = await self._states.view(account_id, tuple(catalog.meters))
-        return Event(BALANCE, balance_of(view, catalog))
+        return Event(BALANCE, balance_of(view, catalog, await self._subscription(account_id, view.rev)))
 
     def close(self) -> None:
         """The worker ends: so do all who listen."""
@@ -211,16 +216,28 @@ class LiveEvents:
         for account_id in accounts:
             try:
                 view = views.get(account_id) or await self._states.view(account_id, wallets)
+                subscription = await self._subscription(account_id, view.rev)
             except AccountNotFound:
                 continue
-            data = balance_of(view, catalog)
+            data = balance_of(view, catalog, subscription)
             for listener in tuple(self._listeners.get(account_id, ())):
                 if listener.balance != data:
                     listener.balance = data
                     listener.put(Event(BALANCE, data))
 
+    async def _subscription(self, account_id: str, rev: int) -> Subscription:
+        """Of the account at this rev or a later one. Raises AccountNotFound, StoreUnavailable."""
+        account = self._read.get(account_id)
+        if account is None or account.rev < rev:
+            account = await self._accounts.by_ref(account_id)
+            if account is None:
+                raise AccountNotFound
+            if account_id in self._listeners:
+                self._read[account_id] = account
+        return account.subscription
 
-def balance_of(view: AccountView, catalog: Catalog) -> dict[str, Any]:
+
+def balance_of(view: AccountView, catalog: Catalog, subscription: Subscription) -> dict[str, Any]:
     """Each wallet as its account's next call would find it."""
     wallets = []
     for wallet, grants in view.wallets:
@@ -237,7 +254,7 @@ def balance_of(view: AccountView, catalog: Catalog) -> dict[str, Any]:
                 "held": _amount(meter, sum(grant.held for grant in open_)),
                 "used": _amount(meter, sum(grant.counted + grant.pending for grant in open_)),
                 "granted": _amount(meter, sum(grant.amount for grant in open_)),
-                "resets_at": when(wallet.resets_at_ms),
+                "resets_at": when(turns.resets_at_ms(catalog, subscription, wallet.wallet)),
             }
         )
     return {"wallets": wallets}
