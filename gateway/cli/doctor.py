@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import text
 
 from gateway.cli.frame import EX_CONFIG, EX_FAILED, EX_UNAVAILABLE, Place
-from gateway.cli.place import REDIS_TIMEOUT_S, redis_url
+from gateway.cli.place import REDIS_PATIENCE, redis_url
 from gateway.errors import ConfigError, ServiceAway, StoreUnavailable
 from gateway.installation import Installation, open_installation
 from gateway.store.migration import check, head
@@ -84,7 +84,7 @@ def _upstreams(installation: Installation) -> list[Finding]:
 
 async def _redis(installation: Installation, url: str) -> list[Finding]:
     where = "embedded" if installation.redis_embedded else _without_password(url)
-    client = connect(url, command_timeout_s=REDIS_TIMEOUT_S)
+    client = connect(url, timing=REDIS_PATIENCE)
     try:
         policy = await inspect(client)
         before_ms = _now_ms()

@@ -39,12 +39,13 @@ from gateway.quota.versions import Versions
 from gateway.store import schema
 from gateway.store.common import wall_clock_ms
 from gateway.store.store import Store, open_store
-from limits.client import Client, connect
+from limits.client import Client, Timing, connect
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 
 LOCK_WAIT_S: Final = 5.0
-REDIS_TIMEOUT_S: Final = 2.0  # nobody's request waits for it
+# Nobody's request waits: a machine that is busy for a moment is no reason to give up.
+REDIS_PATIENCE: Final = Timing(command_timeout_s=5.0, connect_timeout_s=5.0, silence_s=5.0)
 T = TypeVar("T")
 
 
@@ -110,7 +111,7 @@ async def judging(installation: Installation, url: str) -> AsyncIterator[tuple[O
 
 async def _engine(installation: Installation, store: Store, url: str, stack: AsyncExitStack, *, needed: bool) -> Engine:
     """Raises ServiceAway when Redis is needed and away."""
-    client = connect(url, command_timeout_s=REDIS_TIMEOUT_S)
+    client = connect(url, timing=REDIS_PATIENCE)
     stack.push_async_callback(client.close)
     if needed:
         await answering(client)

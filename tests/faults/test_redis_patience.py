@@ -30,6 +30,21 @@ async def test_a_loop_that_stood_still_does_not_blame_the_server(shared_valkey: 
         await client.close()
 
 
+@pytest.mark.parametrize("turns", range(1, 9))
+async def test_a_loop_that_stood_still_while_it_dialled_does_not_blame_the_server(
+    shared_valkey: RedisServer, turns: int
+) -> None:
+    client = connect(shared_valkey.url, timing=replace(PATIENT, connect_timeout_s=0.2))
+    try:
+        sent = asyncio.ensure_future(client.execute("PING"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        threading.Event().wait(0.4)  # the loop stands still
+        assert await sent == b"PONG"
+    finally:
+        await client.close()
+
+
 async def test_a_silent_server_is_still_given_up_in_time(shared_valkey: RedisServer) -> None:
     client = connect(shared_valkey.url, timing=replace(PATIENT, command_timeout_s=0.25, silence_s=0.25))
     try:

@@ -69,4 +69,4 @@ def test_a_plan_in_shadow_says_what_it_would_refuse(cli: Cli) -> None:
 )
 def test_what_cannot_be_asked_is_said_in_a_line(cli: Cli, arguments: tuple[str, ...], said: str) -> None:
     result = cli("explain", cli.account(), *arguments)
-    assert (result.code, result.err.count("\n")) == (2, 1) and said in result.err
+    assert (result.code, result.err.count("\n")) == (2, 1) and said in result.err, result.err
