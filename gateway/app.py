@@ -113,9 +113,11 @@ async def build(
     timing: Timing | None = None,
 ) -> Worker:
     """Connect everything; what was opened is closed by ``stack``. The database is migrated already."""
-    config, amnesty_ms = installation.config, installation.config.settings.amnesty_ms
+    config = installation.config
+    amnesty_ms = config.settings.amnesty_ms
     worker: Worker
-    tasks, clock = Tasks(), ServerClock()
+    tasks = Tasks()
+    clock = ServerClock()
     store = open_store(
         config.settings.database,
         folder=installation.data,
@@ -161,17 +163,23 @@ async def build(
     frame = _frame(gateway, engine, store, hasher, lambda: worker.installation.config)
     worker = Worker(installation, store, client, engine, gateway, reaper, courier, metrics, frame)
     await quota.warm_up(reassert_wait_ms)
+    _go_on(worker, stack)
+    return worker
+
+
+def _go_on(worker: Worker, stack: AsyncExitStack) -> None:
+    """What works behind the calls, until the stack closes."""
+    quota = worker.gateway.quota
     for name, work in (
         ("scribe", quota.scribe.run),
         ("holds", quota.holds.run),
-        ("reaper", reaper.run),
-        ("notices", notices.run),
-        ("alerts", courier.run),
-        ("live events", frame.live.run),
+        ("reaper", worker.reaper.run),
+        ("notices", quota.notices.run),
+        ("alerts", worker.courier.run),
+        ("live events", worker.frame.live.run),
         ("gauges", lambda: _gauges(worker)),
     ):
         start_background(stack, name, work)
-    return worker
 
 
 def _frame(gateway: Gateway, engine: Engine, store: Store, hasher: KeyHasher, config: Callable[[], Config]) -> Frame:

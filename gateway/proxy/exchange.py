@@ -89,8 +89,8 @@ class Exchange:
         """The client is gone. Called once. Whoever closes at the dialect's own end, as OpenAI's SDK does, has not hung
         up: what is left is the upstream's end of the connection."""
         self._was_done = self._streams and self.scanner is not None and self.scanner.complete
-        is_drained = self._was_done or self.admission.plan.on_disconnect == "drain"
-        is_drained = is_drained and self.gateway.drains < self.gateway.drains_max
+        goes_on = self._was_done or self.admission.plan.on_disconnect == "drain"
+        is_drained = goes_on and self.gateway.drains < self.gateway.drains_max
         if not self._was_done:
             self.gateway.metrics.disconnects.add(("drain" if is_drained else "cut",), 1)
             self.end = End.CLIENT_LEFT

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from limits.client import connect
 from tests.support import servers
-from tests.support.clients import PATIENT
+from tests.support.clients import client_of
 from tests.support.lab import Lab
 
 
@@ -24,9 +23,8 @@ def server(request: pytest.FixtureRequest) -> servers.RedisServer:
 @pytest.fixture
 async def make_lab(server: servers.RedisServer) -> AsyncIterator[Callable[..., Lab]]:
     """Makes labs on the server, with engine options."""
-    client = connect(server.url, timing=PATIENT)
-    yield lambda **options: Lab(client, options)
-    await client.close()
+    async with client_of(server.url) as client:
+        yield lambda **options: Lab(client, options)
 
 
 @pytest.fixture

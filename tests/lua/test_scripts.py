@@ -10,13 +10,13 @@ import uuid
 import pytest
 
 from limits import codec, keys
-from limits.client import Client, connect
+from limits.client import Client
 from limits.engine import CONFIRMS_PER_CALL, Engine
 from limits.errors import EngineUnavailable, ScriptRejected
 from limits.model import BudgetLine, Charge, ChargeState, Confirm, Hold, Late, Reserve, Reserved, Stale
 from limits.scripts import NAMES, SHARED, compose, parse, read, script
 from tests.support import servers
-from tests.support.clients import PATIENT
+from tests.support.clients import client_of
 from tests.support.lab import ACCOUNT, LEASE_MS, Lab, budget, concurrency, together, wallet, window
 
 # --- how a script is put together ----------------------------------------------------------------------------------
@@ -120,25 +120,24 @@ async def test_a_script_counts_its_keys_and_arguments(lab: Lab, name: str) -> No
 @pytest.mark.parametrize("start", [servers.valkey, servers.redis7], ids=["valkey", "redis7"])
 async def test_over_maxmemory_nothing_begins_and_everything_ends(start: type[servers.valkey]) -> None:
     with start(extra=("--maxmemory-policy", "noeviction")) as server:
-        client = connect(server.url, timing=PATIENT)
-        lab = Lab(client)
-        await lab.ready(1_000)
-        holds = [await lab.told(await lab.hold(together(wallet(10, abandon=1), window(1, 99)))) for _ in range(5)]
-        await client.execute("CONFIG", "SET", "maxmemory", "100kb")
-        with pytest.raises(EngineUnavailable, match="OOM"):
-            await lab.ask(wallet(10))
-        with pytest.raises(EngineUnavailable, match="OOM"):
-            await lab.engine.extend(holds[0], wallet(10))
-        charge = await lab.settle(holds[0], 7)
-        await lab.engine.release(holds[1])
-        await lab.engine.renew(0, holds[2:4])
-        lab.advance(2 * LEASE_MS)
-        assert len(await lab.engine.sweep(0, count=10)) == 3
-        await lab.commit(charge)
-        await lab.reap()
-        assert await lab.load()
-        assert ((await lab.view()).holds_open, (await lab.wallet()).available) == (0, 990)
-        await client.close()
+        async with client_of(server.url) as client:
+            lab = Lab(client)
+            await lab.ready(1_000)
+            holds = [await lab.told(await lab.hold(together(wallet(10, abandon=1), window(1, 99)))) for _ in range(5)]
+            await client.execute("CONFIG", "SET", "maxmemory", "100kb")
+            with pytest.raises(EngineUnavailable, match="OOM"):
+                await lab.ask(wallet(10))
+            with pytest.raises(EngineUnavailable, match="OOM"):
+                await lab.engine.extend(holds[0], wallet(10))
+            charge = await lab.settle(holds[0], 7)
+            await lab.engine.release(holds[1])
+            await lab.engine.renew(0, holds[2:4])
+            lab.advance(2 * LEASE_MS)
+            assert len(await lab.engine.sweep(0, count=10)) == 3
+            await lab.commit(charge)
+            await lab.reap()
+            assert await lab.load()
+            assert ((await lab.view()).holds_open, (await lab.wallet()).available) == (0, 990)
 
 
 # --- on a cluster --------------------------------------------------------------------------------------------------
@@ -146,12 +145,11 @@ async def test_over_maxmemory_nothing_begins_and_everything_ends(start: type[ser
 
 async def test_every_key_of_a_script_is_declared_and_of_one_slot(cluster_url: str) -> None:
     """Three nodes refuse an undeclared or foreign key; 64 accounts reach all of them."""
-    client = connect(cluster_url, timing=PATIENT)
-    engine = Engine(client, partitions=16, reassert_wait_ms=0, amnesty_ms=0)
-    for index in range(64):
-        account = f"account {index} {{p000}}"
-        await everything(engine, account)
-    await client.close()
+    async with client_of(cluster_url) as client:
+        engine = Engine(client, partitions=16, reassert_wait_ms=0, amnesty_ms=0)
+        for index in range(64):
+            account = f"account {index} {{p000}}"
+            await everything(engine, account)
 
 
 async def everything(engine: Engine, account: str) -> None:

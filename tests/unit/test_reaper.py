@@ -28,12 +28,12 @@ from gateway.quota.versions import Versions
 from gateway.quota.watch import Watch
 from gateway.quota.watch_use import UseWatch
 from gateway.store.store import Store
-from limits.client import Client, connect
+from limits.client import Client
 from limits.engine import Engine
 from limits.errors import EngineUnavailable
 from limits.model import AccountView, Demand, Hold, Reserve, Reserved, Stale, WalletDemand
 from tests.support import catalogs, stores
-from tests.support.clients import PATIENT
+from tests.support.clients import client_of
 from tests.support.scrape import Page
 from tests.support.stores import DAY_MS
 
@@ -125,8 +125,7 @@ async def lab(valkey_url: str, tmp_path: Path) -> AsyncIterator[Lab]:
     clock, metrics = stores.Clock(NOW_MS), Metrics(None)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(stores.opened("embedded", tmp_path, catalog=PLANS, clock=clock))
-        client = connect(valkey_url, timing=PATIENT)
-        stack.push_async_callback(client.close)
+        client = await stack.enter_async_context(client_of(valkey_url))
         engine = Engine(client, partitions=PARTITIONS, reassert_wait_ms=0, clock_ms=clock.now_ms)
         turner = Turner(engine, store.state, metrics)
         scribe = Scribe(store.writer, engine, metrics)
